@@ -1,0 +1,171 @@
+"""The image's own records, and how records and raw data lie in the file.
+
+    magic, 8 bytes
+    Header
+    any records; raw data behind each record that announces it
+    Trailer
+
+A record is `u32 type, u32 payload length, payload, u32 crc32, u32 zero`; the CRC covers everything before it. The
+payload is a multiple of 8 bytes long, so every record is aligned to 8.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from .checks import Refusal
+from .fields import (
+    address,
+    choice,
+    flags,
+    i64,
+    in_range,
+    non_empty,
+    one_of,
+    ref,
+    structs,
+    text,
+    u16,
+    u32,
+    u64,
+)
+from .record import Record, Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+# As in PNG: a byte that no text has, the name, and a newline that a text-mode transfer would change.
+MAGIC = b"\x89TORPOR\n"
+
+# A reader refuses a newer major revision. A newer minor one only added fields at the end, or optional records.
+MAJOR, MINOR = 1, 0
+REVISION = struct.Struct("<HH")  # the first fields of the Header, for ever
+
+HEAD = struct.Struct("<II")  # type word, payload length
+TAIL = struct.Struct("<II")  # crc32, zero
+FRAME = HEAD.size + TAIL.size  # bytes that a record takes besides its payload
+
+MAX_PAYLOAD = 64 << 20  # bytes; 65,530 mappings, the most that a process has by default, take a fifth of it
+MAX_CHUNK = 16 << 20  # bytes of raw data behind one record: what a reader has to hold at a time
+MAX_RUNS = MAX_CHUNK // 4096
+
+ARCHITECTURES = {
+    1: "x86-32",
+    2: "x86-64",
+    3: "arm",
+    4: "aarch64",
+    5: "ppc32",
+    6: "ppc64",
+    7: "ppc64le",
+    8: "s390x",
+    9: "riscv64",
+}
+
+CRC32 = 1
+HASHES = {CRC32: "crc32"}
+
+
+class Constant(Struct):
+    """A number that may differ between kernels."""
+
+    name: str = text("such as `TASK_COMM_LEN`", max=64, check=non_empty)
+    value: int = i64("what it was where the image was taken")
+
+
+class Header(Record, type=0x0001):
+    """The first record: what the image is, and where and when it was taken (R-B1)."""
+
+    major: int = u16("format revision: a reader refuses a newer one", check=in_range(1, MAJOR), default=MAJOR)
+    minor: int = u16("format revision: a newer one can be read all the same", default=MINOR)
+    arch: int = choice(32, ARCHITECTURES, "architecture of the kernel; a thread may be of its 32-bit sibling")
+    page_size: int = u32("bytes", check=one_of(4096, 8192, 16384, 32768, 65536))
+    flags: int = flags(32, {}, "for the image as a whole", default=0)
+    realtime: int = i64("wall clock at the instant of the stop, ns since 1970")
+    monotonic: int = u64("CLOCK_MONOTONIC at that instant, ns")
+    boottime: int = u64("CLOCK_BOOTTIME at that instant, ns")
+    release: str = text("kernel release, as `uname -r` prints it", max=256)
+    version: str = text("kernel version, as `uname -v` prints it", max=256)
+    machine: str = text("machine, as `uname -m` prints it", max=256)
+    host: str = text("host name", max=256)
+    boot_id: str = text("the kernel's random/boot_id: pids and clocks of one boot can be compared", max=64)
+    torpor: str = text("version of torpor that wrote the image", max=64)
+    constants: list[Constant] = structs(Constant, "the constants of that kernel, once per image", max=256)
+
+
+class DataRun(Struct):
+    """A piece of the raw data and where it belongs."""
+
+    start: int = address("address, or offset in a file: where the piece belongs")
+    length: int = u64("bytes", check=in_range(1, MAX_CHUNK))
+
+
+class DataRecord(Record):
+    """A record with raw data behind it: a chunk of at most 16 MiB, hashed as a whole."""
+
+    # Whether the data consists of whole pages, at a multiple of the page size in the file; else of bytes, at one of 8.
+    pages: ClassVar[bool] = False
+
+    owner: int = ref("the object that the data belongs to")
+    algorithm: int = choice(32, HASHES, "of `hash`", default=CRC32)
+    hash: int = u64("of the raw data, without padding", default=0)
+    length: int = u64("bytes of raw data, without padding", check=in_range(0, MAX_CHUNK), default=0)
+    runs: list[DataRun] = structs(
+        DataRun, "where the data belongs, ascending, in the order of the data", max=MAX_RUNS, check=non_empty
+    )
+
+    def validate(self) -> str | None:
+        free = total = 0
+        for index, run in enumerate(self.runs):
+            if run.start < free:
+                return f"runs[{index}] starts at {run.start:#x}, before the end of the run before it, {free:#x}"
+            free = run.start + run.length
+            total += run.length
+        if free > 1 << 64:
+            return f"runs[{len(self.runs) - 1}] ends at {free:#x}, behind the last address"
+        if total != self.length:
+            return f"the runs have {total} bytes, the data {self.length}"
+        return None
+
+    def geometry(self, at: int, page_size: int) -> tuple[int, int]:
+        """Where the data of a record that ends at `at` starts in the file, and where the next record does.
+
+        Refusal if the runs are not of whole pages where they should be.
+        """
+        unit = page_size if self.pages else 1
+        for index, run in enumerate(self.runs):
+            if run.start % unit or run.length % unit:
+                raise Refusal(f"runs[{index}]", f"{run.start:#x}+{run.length:#x} is not of whole pages of {page_size} bytes")
+        start = at + -at % max(unit, 8)
+        return start, start + self.length + -self.length % 8
+
+
+class Pages(DataRecord, type=0x0002):
+    """Pages of memory. The data lies page-aligned in the file, to be read straight into place or mapped."""
+
+    pages = True
+
+
+class FileData(DataRecord, type=0x0003):
+    """Bytes that a file, a pipe or a queue held."""
+
+
+class Trailer(Record, type=0x0004):
+    """The last record: what the whole consists of. Nothing follows it."""
+
+    records: int = u64("records before this one, the Header included")
+    chunks: int = u64("how many of them have raw data")
+    data: int = u64("bytes of raw data, without padding")
+    size: int = u64("bytes of the whole file")
+    crc: int = u32("crc32 of the CRCs of all records before this one, in order, each as 4 bytes little-endian")
+
+
+def frame(record: Record) -> tuple[bytes, int]:
+    """`record` as it lies in the file, and its CRC. ValueError if a value is not admitted or the whole is too long."""
+    payload = record.pack()
+    if len(payload) > MAX_PAYLOAD:
+        raise Refusal("", f"{type(record).__name__} has {len(payload)} bytes, more than {MAX_PAYLOAD}")
+    framed = HEAD.pack(record.type_word, len(payload)) + payload
+    crc = zlib.crc32(framed)
+    return framed + TAIL.pack(crc, 0), crc

@@ -1,0 +1,172 @@
+"""Reading an image: everything is checked before anything is used (R-D1, R-D2).
+
+with Image.open("job.img") as image:
+    image.verify_data()
+    for memory in image.of(Memory): ...
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+from torpor.errors import BadImage, Obstacle, TorporError
+
+from .failure import failure
+from .format import Header, Trailer
+from .input import open_input
+from .scan import DAMAGED, Scanner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self, TypeVar
+
+    from .format import DataRecord
+    from .record import Record
+
+    R = TypeVar("R", bound=Record)
+    Chunk = tuple[DataRecord, int]
+
+PIECE = 1 << 20  # bytes of data that a hashing thread holds
+
+
+class Image:
+    """An image that has been checked from end to end, but for the hashes of its data (`verify_data`).
+
+    `header` and `trailer` are the first and the last record, `records` all between them, in order; `chunks` has the
+    data records among these with the file offset of their data; `fd` is the file, to be read with pread.
+    """
+
+    header: Header
+    trailer: Trailer
+
+    def __init__(self, fd: int, name: str) -> None:
+        """Read the image in the regular file `fd`. Callers use `Image.open`."""
+        self.fd, self.name = fd, name
+        self._owned = False
+        self.records: list[Record] = []
+        self.chunks: list[Chunk] = []
+        self._by_id: dict[int, Record] = {}
+        self._by_class: dict[type[Record], list[Record]] = {}
+        for record, offset in Scanner(fd, name, os.fstat(fd).st_size):
+            if isinstance(record, Header):
+                self.header = record
+            elif isinstance(record, Trailer):
+                self.trailer = record
+            else:
+                self._keep(record, offset)
+
+    def _keep(self, record: Record, offset: int) -> None:
+        self.records.append(record)
+        self._by_class.setdefault(type(record), []).append(record)
+        if record.ident:
+            self._by_id[getattr(record, record.ident)] = record
+        if offset:
+            self.chunks.append((record, offset))  # type: ignore[arg-type]
+
+    @classmethod
+    def open(cls, source: str | os.PathLike[str] | int) -> Self:
+        """Open and check an image: a path, "-" (standard input) or a descriptor, which stays the caller's.
+
+        A pipe is copied to an unnamed temporary file first. Raises BadImage, NoPermission or TorporError.
+        """
+        fd, name, owned = open_input(source)
+        try:
+            image = cls(fd, name)
+        except BaseException as error:
+            if owned:
+                os.close(fd)
+            if isinstance(error, OSError):
+                raise failure(name, "read the image", error) from error
+            raise
+        image._owned = owned
+        return image
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, unless it belongs to the caller. The records stay."""
+        if self._owned:
+            os.close(self.fd)
+        self.fd, self._owned = -1, False
+
+    def of(self, cls: type[R]) -> list[R]:
+        """All records of class `cls` and its subclasses, in order; Header and Trailer are not among them."""
+        matching = [records for known, records in self._by_class.items() if issubclass(known, cls)]
+        if len(matching) > 1:  # their order among each other is that of the image
+            return [record for record in self.records if isinstance(record, cls)]
+        return list(matching[0]) if matching else []  # type: ignore[arg-type]
+
+    def by_id(self, ident: int, cls: type[R]) -> R:
+        """The record with the id `ident`. BadImage if there is none, or if it is no `cls` (Record admits any)."""
+        found = self._by_id.get(ident)
+        if not isinstance(found, cls):
+            what = "no record" if found is None else f"a {type(found).__name__}"
+            raise BadImage(Obstacle(self.name, f"#{ident} is {what} instead of a {cls.__name__}", DAMAGED))
+        return found
+
+    def fill(self, view: memoryview, offset: int) -> None:
+        """Read the file from `offset` into all of `view`. BadImage if it has become shorter, TorporError on EIO."""
+        try:
+            while view:
+                got = os.preadv(self.fd, [view], offset)
+                if not got:
+                    reason = f"cut short: the file ends at byte {offset}, and was longer when it was opened"
+                    raise BadImage(Obstacle(self.name, reason, DAMAGED))
+                view, offset = view[got:], offset + got
+        except OSError as error:
+            raise failure(self.name, "read the image", error) from error
+
+    def verify_data(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Hash all data, on two threads. BadImage for the first chunk in the file that is not what was written.
+
+        `progress` is called on the calling thread, with the bytes done and the bytes in all.
+        """
+        chunks = iter(self.chunks)  # shared: each thread takes the next chunk that nobody has
+        errors: list[tuple[int, TorporError]] = []
+        done = [0, 0]
+
+        def work(me: int) -> None:
+            piece = memoryview(bytearray(PIECE))
+            for record, offset in chunks:
+                try:
+                    self._check_hash(record, offset, piece)
+                except TorporError as error:
+                    errors.append((offset, error))
+                done[me] += record.length
+                if progress and me == 0:
+                    progress(sum(done), self.trailer.data)
+
+        if len(self.chunks) > 1:
+            import threading  # only now: half a millisecond
+
+            second = threading.Thread(target=work, args=(1,))
+            second.start()
+            try:
+                work(0)
+            finally:
+                for _ in chunks:  # what is left after a Ctrl-C is not worth waiting for
+                    pass
+                second.join()
+        else:
+            work(0)
+        if errors:
+            raise min(errors, key=lambda error: error[0])[1]
+        if progress:
+            progress(self.trailer.data, self.trailer.data)
+
+    def _check_hash(self, record: DataRecord, offset: int, piece: memoryview) -> None:
+        crc = 0
+        for done in range(0, record.length, len(piece)):
+            part = piece[: record.length - done]
+            self.fill(part, offset + done)
+            crc = zlib.crc32(part, crc)  # without the GIL, as the read is
+        if crc != record.hash:
+            where = f"{self.name}: {type(record).__name__} of #{record.owner} at byte {offset}"
+            raise BadImage(Obstacle(where, "altered: the hash of the data differs", DAMAGED))

@@ -1,0 +1,125 @@
+"""Writing an image: one forward pass, to a file or into a pipe.
+
+    with ImageWriter.open("job.img") as image:
+        image.add(Header(...))
+        image.add(memory)
+        image.add_data(Pages(owner=memory.id, runs=[...]), buffers)
+        image.finish()
+
+Without `finish`, or after an exception, there is no image: no file has appeared, and what went into a pipe has no
+trailer, so that no reader takes it for one (R-B4).
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from .checks import Refusal
+from .format import FRAME, MAGIC, DataRecord, Header, Trailer, frame
+from .output import open_output
+from .record import References
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from .output import Buffer, Output
+    from .record import Record
+
+GATHER = 1 << 18  # bytes of records to collect before they are written
+
+
+class ImageWriter:
+    """An image being written. Errors: TorporError or NoPermission when the bytes cannot be written, ValueError when
+    the records make no image (a value out of range, a reference to nothing): that would be a bug of the caller."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._pending = bytearray(MAGIC)
+        self._at = len(MAGIC)  # in the file, behind everything added so far
+        self._records = self._chunks = self._data = self._crc = 0
+        self._page_size = 0
+        self._references = References()
+
+    @classmethod
+    def open(cls, target: str | os.PathLike[str] | int) -> Self:
+        """Begin an image at a path, "-" (standard output) or a descriptor, which stays the caller's."""
+        return cls(open_output(target))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the image unless it is finished."""
+        self._output.abort()
+
+    def add(self, record: Record) -> None:
+        """Add a record. The first one is the Header; what a record refers to comes before it."""
+        if isinstance(record, DataRecord | Trailer):
+            raise Refusal("", f"{type(record).__name__} is not for add()")
+        self._append(record)
+
+    def add_data(self, record: DataRecord, buffers: Sequence[Buffer]) -> None:
+        """Add a record with its raw data, which is written straight from `buffers`; they may be reused afterwards.
+
+        `record.length` and `record.hash` are filled in here. The runs must have as many bytes as the buffers.
+        """
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        record.length = sum(map(len, views))
+        record.hash = 0
+        for view in views:
+            record.hash = zlib.crc32(view, record.hash)
+        self._append(record)
+        try:
+            start, after = record.geometry(self._at, self._page_size)
+        except Refusal as refusal:
+            raise refusal.within(type(record).__name__) from None
+        self._pending += bytes(start - self._at)
+        pending, self._pending = self._pending, bytearray(after - start - record.length)
+        self._at = after
+        self._chunks += 1
+        self._data += record.length
+        self._output.write([pending, *views])
+
+    def finish(self) -> None:
+        """Complete the image; only now does a file appear under its name."""
+        if not self._records:
+            raise Refusal("", "an image without a Header")
+        self._append(
+            Trailer(
+                records=self._records,
+                chunks=self._chunks,
+                data=self._data,
+                size=self._at + FRAME + Trailer.fixed_size,
+                crc=self._crc,
+            )
+        )
+        self._flush()
+        self._output.commit()
+
+    def _append(self, record: Record) -> None:
+        if isinstance(record, Header) != (self._records == 0):
+            raise Refusal("", f"{type(record).__name__} as record {self._records}: only the first is a Header")
+        try:
+            framed, crc = frame(record)
+            self._references.admit(record)
+        except Refusal as refusal:
+            raise refusal.within(type(record).__name__) from None
+        if isinstance(record, Header):
+            self._page_size = record.page_size
+        self._pending += framed
+        self._at += len(framed)
+        self._records += 1
+        self._crc = zlib.crc32(crc.to_bytes(4, "little"), self._crc)
+        if len(self._pending) >= GATHER:
+            self._flush()
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, bytearray()
+        self._output.write([pending])
