@@ -1,0 +1,1 @@
+"""The kernel as it is: one file per interface, no policy. Errors are `OSError` with the kernel's own errno."""

@@ -1,0 +1,102 @@
+"""System calls that Python has no name for, through the C library.
+
+`call()` is the one way in: it takes integers, buffers or None, and raises `OSError` with the call's name. The numbers
+are those of the interpreter torpor itself runs in; the numbers of a *task's* calls are its architecture's (`arch/`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+WORD = ctypes.sizeof(ctypes.c_long)
+"""Bytes in a C long of this interpreter: 4 or 8."""
+
+
+class IoVec(ctypes.Structure):
+    """struct iovec (readv(2))."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+# Calls added since Linux 5.1 carry the same number on every architecture; the older ones that torpor makes itself
+# are listed for each machine it runs on (asm/unistd.h).
+_COMMON = {
+    "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435, "close_range": 436, "pidfd_getfd": 438,
+}  # fmt: skip
+_MACHINE: dict[tuple[str, int], dict[str, int]] = {
+    ("x86_64", 8): {
+        "clone": 56, "capget": 125, "capset": 126, "get_robust_list": 274, "ioprio_get": 252, "ioprio_set": 251,
+        "kcmp": 312, "prlimit64": 302, "sched_getattr": 315, "sched_setattr": 314, "rt_sigtimedwait": 128,
+        "rt_tgsigqueueinfo": 297, "arch_prctl": 158, "execveat": 322,
+    },
+    ("i386", 4): {
+        "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 312, "ioprio_get": 290, "ioprio_set": 289,
+        "kcmp": 349, "prlimit64": 340, "sched_getattr": 352, "sched_setattr": 351, "rt_sigtimedwait": 177,
+        "rt_tgsigqueueinfo": 335, "arch_prctl": 384, "execveat": 358,
+    },
+}  # fmt: skip
+
+
+def _own_numbers() -> dict[str, int]:
+    machine = os.uname().machine
+    if WORD == 4 and machine in ("x86_64", "i486", "i586", "i686"):
+        machine = "i386"
+    return _COMMON | _MACHINE.get((machine, WORD), {})
+
+
+NUMBERS = _own_numbers()
+
+
+def call(name: str, *args: Any) -> int:
+    """Make the system call `name` (syscall(2)) and return its non-negative result.
+
+    Integers are passed as C longs; ctypes objects and None as they are. Raises OSError with the kernel's errno, and
+    ENOSYS where this machine's number of the call is not known to torpor.
+    """
+    number = NUMBERS.get(name)
+    if number is None:
+        raise OSError(38, f"{name}: torpor does not know this call's number on {os.uname().machine}")
+    result: int = _syscall(ctypes.c_long(number), *[ctypes.c_long(a) if isinstance(a, int) else a for a in args])
+    if result == -1:
+        raise failure(name)
+    return result
+
+
+def failure(what: str) -> OSError:
+    """The OSError for the errno that the last C library call of this thread has left."""
+    error = ctypes.get_errno()
+    return OSError(error, f"{what}: {os.strerror(error)}")
+
+
+def function(name: str, *argtypes: Any, restype: Any = ctypes.c_long) -> Any:
+    """The C library's function `name` with its argument types declared; ctypes then checks every call."""
+    found = _libc[name]  # a fresh object each time: two callers may declare the same function differently
+    found.argtypes = argtypes
+    found.restype = restype
+    return found
+
+
+_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4, restype=ctypes.c_int)
+
+
+def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
+    """prctl(2) on the calling thread. Raises OSError."""
+    result: int = _prctl(option, a, b, c, d)
+    if result == -1:
+        raise failure(f"prctl({option})")
+    return result
+
+
+def set_limit(resource: int, soft: int, hard: int) -> None:
+    """setrlimit(2) on the calling process (RLIMIT_* number, values of 64 bits). Raises OSError."""
+    limit = (ctypes.c_uint64 * 2)(soft, hard)
+    call("prlimit64", 0, resource, ctypes.addressof(limit), None)

@@ -1,0 +1,71 @@
+"""A task's memory from outside: process_vm_readv(2), process_vm_writev(2) and /proc/PID/mem.
+
+process_vm_* is the fast way (one copy, many pages) and obeys the mapping's protection; /proc/PID/mem reads and writes
+through it (FOLL_FORCE), as a debugger does, so it reaches PROT_NONE ranges and read-only code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from torpor.linux import libc
+from torpor.linux.libc import IoVec
+
+_vm_args = (ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
+_readv = libc.function("process_vm_readv", *_vm_args, restype=ctypes.c_ssize_t)
+_writev = libc.function("process_vm_writev", *_vm_args, restype=ctypes.c_ssize_t)
+
+IOV_MAX = 1024
+
+
+def read(pid: int, address: int, length: int) -> bytes:
+    """`length` bytes at `address`. Raises OSError (EFAULT when not all of it is mapped and readable)."""
+    buffer = ctypes.create_string_buffer(length)
+    read_into(pid, [(address, length)], ctypes.addressof(buffer), length)
+    return buffer.raw
+
+
+def read_into(pid: int, runs: list[tuple[int, int]], target: int, length: int) -> None:
+    """Gather `runs` of (address, bytes), `length` bytes in all, into this process's memory at the address `target`.
+
+    At most IOV_MAX runs. Raises OSError; EFAULT when anything of it cannot be read.
+    """
+    local = IoVec(target, length)
+    remote = (IoVec * len(runs))(*[IoVec(*run) for run in runs])
+    got: int = _readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(runs), 0)
+    if got == -1:
+        raise libc.failure(f"process_vm_readv({pid}, {runs[0][0]:#x})")
+    if got != length:
+        raise OSError(14, f"process_vm_readv({pid}, {runs[0][0]:#x}): {got} of {length} bytes")
+
+
+def write(pid: int, address: int, data: bytes | bytearray) -> None:
+    """Write `data` at `address`, which must be mapped and writable. Raises OSError."""
+    block = (ctypes.c_char * len(data)).from_buffer_copy(data)
+    local, remote = IoVec(ctypes.addressof(block), len(data)), IoVec(address, len(data))
+    got: int = _writev(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0)
+    if got == -1:
+        raise libc.failure(f"process_vm_writev({pid}, {address:#x})")
+    if got != len(data):
+        raise OSError(14, f"process_vm_writev({pid}, {address:#x}): {got} of {len(data)} bytes")
+
+
+def write_from(pid: int, source: int, runs: list[tuple[int, int]]) -> None:
+    """Scatter this process's memory from the address `source` on over `runs` of (address, bytes) in process `pid`.
+
+    At most IOV_MAX runs, which must be mapped and writable. Raises OSError.
+    """
+    length = sum(size for _, size in runs)
+    remote = (IoVec * len(runs))(*[IoVec(*run) for run in runs])
+    local = IoVec(source, length)
+    got: int = _writev(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(runs), 0)
+    if got == -1:
+        raise libc.failure(f"process_vm_writev({pid}, {runs[0][0]:#x})")
+    if got != length:
+        raise OSError(14, f"process_vm_writev({pid}, {runs[0][0]:#x}): {got} of {length} bytes")
+
+
+def open_mem(pid: int) -> int:
+    """A descriptor of /proc/PID/mem for os.pread and os.pwrite, which go through page protection."""
+    return os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
