@@ -1,0 +1,253 @@
+"""What the core asks of a processor family: tables, and the few functions that really differ (R-C5).
+
+An `Arch` describes one kind of *task* (x86-64, x86-32, ...), not the machine torpor runs on: a 64-bit kernel runs the 32-bit
+programs of its family too. The core knows no register by name; it takes them as a dict of unsigned integers and asks the
+`Arch` which of them is the instruction pointer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Protocol
+
+    from torpor.image.record import Record
+
+    Registers = dict[str, int]
+
+    class RegisterSets(Protocol):
+        """Reads, validates and writes every register record of a stopped thread."""
+
+        def read_general(self, tid: int) -> Registers: ...
+        def write_general(self, tid: int, regs: Registers) -> None: ...
+        def read(self, tid: int) -> list[Record]: ...
+        def write(self, tid: int, records: Sequence[Record]) -> None: ...
+        def mask(self, records: Sequence[Record]) -> int: ...
+        def general_record(self, regs: Registers) -> Record: ...
+        def general_dict(self, record: Record) -> Registers: ...
+        def needs_permission(self, records: Sequence[Record]) -> list[int]: ...
+        def validate(
+            self,
+            records: Sequence[Record],
+            *,
+            user_limit: int,
+            is_executable: Callable[[int], bool],
+            is_mapped: Callable[[int], bool],
+            syscall_before: Callable[[int], bool],
+        ) -> list[str]: ...
+
+
+# include/linux/errno.h: how an interrupted call asks to be restarted. They never reach user space.
+ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
+EINTR = 4
+
+NO_LIMIT = 1 << 62
+"""Time left of a wait that has no relative limit: it waits for ever (146 years will do), or until a deadline in its arguments."""
+
+
+class Code:
+    """Machine code that torpor lends to a task: position, variables and absolute addresses are filled in by `placed`."""
+
+    __slots__ = ("_bytes", "_fixups", "_widths", "symbols")
+
+    def __init__(self, code: bytes, symbols: Mapping[str, int], fixups: Sequence[tuple[int, str]]) -> None:
+        self._bytes, self.symbols, self._fixups = code, symbols, fixups
+        ordered = sorted(symbols.values())
+        following = dict(itertools.pairwise(ordered))
+        self._widths = {name: following.get(at, 0) - at for name, at in symbols.items() if name[:2] in ("v_", "r_")}
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    @property
+    def variables(self) -> Mapping[str, int]:
+        """Name and width in bytes of every variable: v_* is torpor's, r_* a register to be put back."""
+        return self._widths
+
+    def placed(self, at: int, work: int, values: Mapping[str, int]) -> bytes:
+        """The bytes to put at the address `at`, for a work area at `work`, with `values` in the variables."""
+        image = bytearray(self._bytes)
+        for where, base in self._fixups:
+            offset = at if base == "code" else work
+            (addend,) = struct.unpack_from("<I", image, where)
+            struct.pack_into("<I", image, where, (addend + offset) & 0xFFFFFFFF)
+        for name, value in values.items():
+            width = self._widths[name]
+            image[self.symbols[name] : self.symbols[name] + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+        return bytes(image)
+
+
+class Arch:
+    """One kind of task. Instances are made by the family's package (`torpor.arch.x86`)."""
+
+    name: str
+    """What uname -m would call it."""
+    image_id: int
+    """Its number in the image header (image/header.py)."""
+    word: int
+    """Bytes in a long and a pointer: 4 or 8."""
+    elf_machine: int
+    user_limit: int
+    """First address that no program of this kind can use."""
+    ip: str
+    sp: str
+    flags: str
+    result: str
+    """The register that takes a call's result ..."""
+    number: str
+    """... and the one that keeps its number while it is under way, or -1."""
+    arguments: tuple[str, ...]
+    entry_registers: Mapping[str, int]
+    """What a register must hold for torpor's code to run, besides the instruction pointer."""
+    kept_flags: int
+    """The flags that `heal` may put back by itself (the trap flag is not among them)."""
+    slot_size: int
+    """Bytes of a slot (tasks/retry.py) ..."""
+    slot_count: int
+    """... and how many there are."""
+    syscall_instruction: tuple[bytes, ...]
+    syscalls: Mapping[str, int]
+    code: Code
+    registers: RegisterSets
+    header: Callable[[], Record]
+    """The architecture header of this machine (R-B2) ..."""
+    header_record: type[Record]
+    """... and the class of its record."""
+
+    def verdict(self, header: Record, used: int, cpu_mode: str) -> list[str]:
+        """Why an image with this architecture header, whose threads' masks are `used` together, cannot run here (R-B5).
+
+        `cpu_mode`: "same" when the program may use all that its CPU offered, "used" when only what it holds state of.
+        """
+        raise NotImplementedError
+
+    def signed(self, value: int) -> int:
+        """A register's value as the signed integer of this word size."""
+        bits = 8 * self.word
+        value &= (1 << bits) - 1
+        return value - (1 << bits) if value >> (bits - 1) else value
+
+    def pending_call(self, regs: Registers) -> tuple[int, int] | None:
+        """(number, error) of the system call whose interruption these registers show, or None.
+
+        The error is positive: one of ERESTART*, or EINTR. A task stopped elsewhere, or after a call that has simply
+        ended, gives None. Source: arch/x86/kernel/signal.c, arch_do_signal_or_restart().
+        """
+        number = self.signed(regs[self.number])
+        error = -self.signed(regs[self.result])
+        if number < 0 or error not in (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK, EINTR):
+            return None
+        return number, error
+
+    def again(self, regs: Registers, number: int | None = None) -> Registers:
+        """The registers with which the interrupted call (or call `number` instead) is issued again."""
+        new = dict(regs)
+        mask = (1 << 8 * self.word) - 1
+        new[self.result] = regs[self.number] if number is None else number
+        new[self.ip] = regs[self.ip] - len(self.syscall_instruction[0])
+        new[self.number] = mask
+        return new
+
+    def settled(self, regs: Registers) -> Registers:
+        """The registers as the kernel would leave them on the way back to user space, without a signal to deliver.
+
+        These are what torpor's code puts back when nobody is there any more to let the kernel do it.
+        """
+        call = self.pending_call(regs)
+        if call is None or call[1] == EINTR:
+            return dict(regs)
+        return self.again(regs, self.syscalls["restart_syscall"] if call[1] == ERESTART_RESTARTBLOCK else None)
+
+    def entered(self, regs: Registers, address: int) -> Registers:
+        """The registers with which a stopped task begins to run torpor's code at `address`."""
+        mask = (1 << 8 * self.word) - 1
+        return {**regs, **self.entry_registers, self.ip: address, self.number: mask}
+
+    def heal_values(self, regs: Registers) -> dict[str, int]:
+        """The values of the code's variables that bring a task back to `regs` by itself."""
+        settled = self.settled(regs)
+        values = {name: settled[name[2:]] for name in self.code.variables if name[:2] == "r_"}
+        values["v_flags"] = settled[self.flags] & self.kept_flags
+        return values
+
+    def asked(self, number: int, arguments: Sequence[int], read: Callable[[int, int], bytes]) -> int | None:
+        """How many ns call `number` was asked to wait, counted from its start; None when it waits otherwise.
+
+        `read` gives bytes of the task's memory. Only calls that are resumed with the time that was left are known here.
+        """
+        raise NotImplementedError
+
+    def shorten(self, number: int, arguments: list[int], left: int, put: Callable[[bytes], int]) -> None:
+        """Change the arguments of call `number` so that it waits `left` ns instead of what the program asked for.
+
+        `put` places a timespec in the task's memory. Calls with an absolute deadline keep it: the clock goes on, too.
+        """
+        raise NotImplementedError
+
+    def retried(self, number: int) -> bool:
+        """Whether call `number` has a time limit and is ended by any stop, so that it is issued again from a slot."""
+        raise NotImplementedError
+
+    def to_slot(self, at: int, regs: Registers, number: int, left: int) -> tuple[bytes, Registers]:
+        """The code of a slot at the address `at`, and the registers with which a thread begins there.
+
+        `regs` issue the call `number` again by themselves; in the slot it waits `left` ns.
+        """
+        raise NotImplementedError
+
+    def from_slot(self, code: bytes, at: int, regs: Registers) -> Registers:
+        """The reverse: what the registers of a thread stopped in the slot `code` at `at` would be without it."""
+        raise NotImplementedError
+
+    # The kernel's structures whose layout depends on the word size.
+
+    def words(self, *values: int) -> bytes:
+        """`values` as longs of this kind of task."""
+        mask = (1 << 8 * self.word) - 1
+        return struct.pack(f"<{len(values)}{'Q' if self.word == 8 else 'I'}", *[v & mask for v in values])
+
+    def unwords(self, data: bytes) -> tuple[int, ...]:
+        """The unsigned longs in `data`."""
+        return struct.unpack(f"<{len(data) // self.word}{'Q' if self.word == 8 else 'I'}", data)
+
+    def offset_words(self, value: int) -> tuple[int, ...]:
+        """A 64-bit file offset as this kind of task passes it in registers: one word, or the low and the high one."""
+        return (value,) if self.word == 8 else (value & 0xFFFFFFFF, value >> 32)
+
+    def mmap_call(self, start: int, length: int, prot: int, flags: int, fd: int, offset: int) -> tuple[str | int, ...]:
+        """mmap(2) as (name, arguments...); where a long is too short for the offset the call takes pages."""
+        if self.word == 8:
+            return ("mmap", start, length, prot, flags, fd, offset)
+        return ("mmap2", start, length, prot, flags, fd, offset >> 12)
+
+    def stub(self, address: int, work: int, length: int, values: Mapping[str, int]) -> bytes:
+        """A static ELF program of one page at `address` whose only content is torpor's code, begun at `entry`.
+
+        `execve` of it gives a fresh task that maps its work area at `work` and then stops for its tracer (elf(5)).
+        """
+        wide = self.word == 8
+        header = 0x100
+        entry = address + header + self.code.symbols["entry"]
+        ident = b"\x7fELF" + bytes((2 if wide else 1, 1, 1)) + bytes(9)
+        page = 4096
+        if wide:
+            head = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+            head += struct.pack("<IIQQQQQQ", 1, 5, 0, address, address, page, page, page)
+            head += struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)  # PT_GNU_STACK: not executable
+        else:
+            head = struct.pack("<16sHHIIIIIHHHHHH", ident, 2, self.elf_machine, 1, entry, 52, 0, 0, 52, 32, 2, 0, 0, 0)
+            head += struct.pack("<8I", 1, 0, address, address, page, page, 5, page)
+            head += struct.pack("<8I", 0x6474E551, 0, 0, 0, 0, 0, 6, 16)
+        known = {"v_work": work, "v_length": length, **values}
+        known = {name: value for name, value in known.items() if name in self.code.variables}
+        body = self.code.placed(address + header, work, known)
+        return (head.ljust(header, b"\0") + body).ljust(page, b"\0")
+
+    @property
+    def stub_code_offset(self) -> int:
+        """Where in the stub's page torpor's code begins."""
+        return 0x100

@@ -1,0 +1,65 @@
+"""Assembles arch/*/code*.S into arch/*/code.py: bytes, symbols and relocations, so that torpor itself needs no assembler.
+
+Run it after a change of a source; tests/arch/test_code.py does the same and compares. Needs GNU as and binutils.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ARCH = Path(__file__).resolve().parent.parent / "src" / "torpor" / "arch"
+SOURCES = {"x86": {"CODE_64": ("code64.S", ["as", "--64"]), "CODE_32": ("code32.S", ["as", "--32"])}}
+
+
+def assemble(source: Path, command: list[str]) -> tuple[bytes, dict[str, int], list[tuple[int, str]]]:
+    """The bytes of the source's text section, its symbols' offsets, and (offset, base) of each 32-bit absolute address."""
+    with tempfile.TemporaryDirectory() as scratch:
+        obj, raw = f"{scratch}/code.o", f"{scratch}/code.bin"
+        subprocess.run([*command, "-o", obj, str(source)], check=True)
+        subprocess.run(["objcopy", "-O", "binary", "-j", ".text", obj, raw], check=True)
+        names = subprocess.run(["nm", obj], check=True, capture_output=True, text=True).stdout
+        relocations = subprocess.run(["objdump", "-r", obj], check=True, capture_output=True, text=True).stdout
+        code = Path(raw).read_bytes()
+    symbols = {m[2]: int(m[1], 16) for m in re.finditer(r"^([0-9a-f]+) \w (\w+)$", names, re.M)}
+    fixups = []
+    for where, kind, base in re.findall(r"^([0-9a-f]+) (\S+)\s+(\S+)$", relocations, re.M):
+        assert kind == "R_386_32", f"{source.name}: relocation {kind} is not expected"
+        fixups.append((int(where, 16), {".text": "code", "work": "work"}[base]))
+    return code, dict(sorted(symbols.items(), key=lambda s: s[1])), fixups
+
+
+def render(family: str) -> str:
+    """The text of arch/FAMILY/code.py."""
+    lines = [
+        '"""Made by tools/assemble.py from the .S files beside this one: do not edit."""',
+        "",
+        "from torpor.arch.contract import Code",
+    ]
+    for name, (source, command) in SOURCES[family].items():
+        code, symbols, fixups = assemble(ARCH / family / source, command)
+        lines += ["", f"{name} = Code(", "    bytes.fromhex("]
+        lines += [f'        "{code[i : i + 48].hex()}"' for i in range(0, len(code), 48)]
+        lines += ["    ),", "    {"]
+        lines += [f'        "{symbol}": {offset},' for symbol, offset in symbols.items()]
+        lines += ["    },", "    ["]
+        lines += [f'        ({where}, "{base}"),' for where, base in fixups]
+        lines += ["    ],", ")"]
+        if not fixups:
+            del lines[-3:-1]
+            lines.insert(-1, "    [],")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Write every family's code.py."""
+    for family in SOURCES:
+        (ARCH / family / "code.py").write_text(render(family))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
