@@ -1,0 +1,6 @@
+"""`python -m torpor`."""
+
+from torpor.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

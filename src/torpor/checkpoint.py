@@ -1,0 +1,429 @@
+"""The story of a checkpoint: look, refuse or stop, describe, copy, let go.
+
+What can be learned from /proc is learned before the stop; then the tree is frozen, every object kind describes what it sees as
+records, the pages follow, and the tree is let go (or ended, with `kill`). Nothing appears under the image's name before all of
+it is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+
+from torpor import preflight
+from torpor.arch.contract import NO_LIMIT
+from torpor.errors import NoPermission, Obstacle, TorporError
+from torpor.image.format import Constant, FileData, Header, Pages
+from torpor.image.format import DataRun as Run
+from torpor.image.writer import ImageWriter
+from torpor.linux import kcmp, memory, procfs, ptrace
+from torpor.linux.signals import Held
+from torpor.objects import asking, cow, nodes, processes, signals, tables, threads, timers
+from torpor.objects import memory as memory_objects
+from torpor.objects.files.seen import look
+from torpor.objects.saving import Saving
+from torpor.tasks import sleeping
+from torpor.tasks.freeze import FrozenTree, freeze
+from torpor.tasks.remote import Busy, Remote, quiet_signal, work_place
+from torpor.tasks.retry import Slots
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from torpor.linux.procfs import Mapping as MappedRange
+    from torpor.objects.files.seen import Seen
+    from torpor.tasks.freeze import FrozenProcess, FrozenThread
+    from torpor.tasks.sleeping import Nap
+
+    Progress = Callable[[int, int], None]
+
+CHUNK = 4 << 20
+"""Bytes of memory that are read, hashed and written at a time."""
+
+PATIENCE = 5.0
+"""Seconds to wait for threads that are still leaving the calls of a torpor that was killed."""
+
+
+def checkpoint(
+    pid: int,
+    output: str | os.PathLike[str] | int,
+    *,
+    kill: bool = False,
+    progress: Progress | None = None,
+    absent: Mapping[int, int] | None = None,
+) -> None:
+    """Save the process `pid` and all its descendants into the file `output` ("-": standard output; a number: a descriptor).
+
+    The program goes on unless `kill`. `progress` is called with the bytes written and the bytes in all. The processes `absent`
+    (id -> wait status) are not stopped; in the image they have ended with that status. Raises TorporError (its subclasses tell
+    which exit code); the program is then unharmed and no file has appeared.
+    """
+    absent = absent or {}
+    mappings = preflight.survey(pid, absent)
+    naps, tree = _frozen(pid, absent, mappings)
+    with tree, ImageWriter.open(output) as writer:
+        _Checkpoint(tree, writer, mappings, naps, absent, progress).run()
+        if not kill:
+            tree.thaw()  # the disk is no business of the program's
+        writer.finish()
+        if kill:
+            tree.kill()
+
+
+def _frozen(pid: int, absent: Mapping[int, int], pids: Iterable[int]) -> tuple[dict[int, Nap], FrozenTree]:
+    """The frozen tree, and how its threads were sleeping just before.
+
+    Tries again while a thread is leaving the code of a torpor that was killed, or was not seen in the call it was stopped in.
+    """
+    patience = time.monotonic() + PATIENCE
+    while True:
+        naps = sleeping.observe(pids)
+        try:
+            tree = freeze(pid, absent)
+        except ProcessLookupError as error:
+            raise TorporError(Obstacle("process", "it ended before it could be stopped", pid=pid)) from error
+        except PermissionError as error:
+            raise NoPermission(Obstacle("process", f"it may not be looked into ({error.strerror})", pid=pid)) from error
+        try:
+            if tree.processes[0].zombie:
+                raise TorporError(Obstacle("process", "it has ended", pid=pid))
+            for process in tree.alive():
+                work_place(process)
+            if not sleeping.unknown(tree.threads(), naps) or time.monotonic() > patience:
+                return naps, tree
+            tree.thaw()
+        except Busy:
+            tree.thaw()
+            if time.monotonic() > patience:
+                raise
+        except BaseException:
+            tree.thaw()
+            raise
+        time.sleep(0.002)
+
+
+class _Checkpoint:
+    """One run: the frozen tree, the writer, and what has been written so far."""
+
+    def __init__(
+        self,
+        tree: FrozenTree,
+        writer: ImageWriter,
+        mappings: dict[int, list[MappedRange]],
+        naps: dict[int, Nap],
+        absent: Mapping[int, int],
+        progress: Progress | None,
+    ) -> None:
+        self.stopped = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self.tree, self.writer, self.mappings, self.naps, self.progress = tree, writer, mappings, naps, progress
+        self.absent = absent
+        self.saving = Saving(writer)
+        self.descriptors: dict[int, list[Seen]] = {}
+        self.all_pages: dict[int, list[tuple[MappedRange, int, int]]] = {}
+        self.pages: dict[int, list[tuple[MappedRange, int, int]]] = {}
+        """The runs of pages that belong to a process alone, and those of them that are written for it."""
+        self.contents: dict[tuple[int, str | int], Iterator[tuple[int, bytes]]] = {}
+        """(file's id, path it is opened by, or offset of a part of it) -> its contents."""
+        self.done = self.total = 0
+        self.buffer = bytearray(CHUNK)
+
+    def run(self) -> None:
+        """Everything between the stop and the end of the image, a step a line."""
+        self.look_again()
+        self.write_header()
+        with Held():
+            told = {process.pid: self.question(process) for process in self.tree.alive()}
+        self.write_descriptors()
+        for process in self.tree.processes:
+            self.write_process(process, told)
+        self.write_contents()
+        for process in self.tree.alive():
+            self.write_pages(process)
+        for process in self.tree.alive():
+            self.shorten_waits(process, told[process.pid])
+
+    def look_again(self) -> None:
+        """Now that nothing moves: see whether anything has changed since the look before the stop."""
+        for process in self.tree.alive():
+            old = self.mappings.get(process.pid)
+            now = procfs.maps(process.pid)
+            if old is None or [_place(mapping) for mapping in old] != [_place(mapping) for mapping in now]:
+                self.mappings[process.pid] = procfs.smaps(process.pid)
+            self.descriptors[process.pid] = look(process.pid)
+        preflight.refuse(preflight.frozen(self.tree, self.mappings, self.descriptors))
+
+    def write_header(self) -> None:
+        """The image's header (R-B1) and its architecture's (R-B2)."""
+        uname = os.uname()
+        root = self.tree.processes[0]
+        monotonic_offset, boottime_offset = self.clock_offsets(root.pid)
+        kinds = sorted({process.arch.image_id for process in self.tree.alive()}, reverse=True)
+        self.writer.add(
+            Header(
+                arch=kinds[0],
+                page_size=os.sysconf("SC_PAGE_SIZE"),
+                realtime=time.time_ns(),
+                monotonic=self.stopped + monotonic_offset,
+                boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + boottime_offset,
+                release=uname.release,
+                version=uname.version,
+                machine=uname.machine,
+                host=uname.nodename,
+                boot_id=procfs.boot_id(),
+                torpor=_version(),
+                constants=[
+                    Constant(name="TASK_COMM_LEN", value=16),
+                    Constant(name="_NSIG", value=64),
+                    Constant(name="CLK_TCK", value=os.sysconf("SC_CLK_TCK")),
+                ],
+            )
+        )
+        self.writer.add(root.arch.header())
+
+    def clock_offsets(self, pid: int) -> tuple[int, int]:
+        """How far the process's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of torpor's own, in ns (time namespaces)."""
+        theirs, ours = procfs.timens_offsets(pid), procfs.timens_offsets(os.getpid())
+        return theirs[0] - ours[0], theirs[1] - ours[1]
+
+    def question(self, process: FrozenProcess) -> _Told:
+        """Let every thread of a process tell what only it can tell."""
+        padding, hole = work_place(process)
+        told = _Told()
+        ahead, _ = self.clock_offsets(process.pid)
+        for thread in process.threads:
+            told.left[thread.tid] = sleeping.left(thread, self.naps, self.stopped, ahead, padding)
+        try:
+            for thread in process.threads:
+                # The registers first: our calls use none but the general ones, but there is no need to rely on it.
+                told.registers[thread.tid] = process.arch.registers.read(thread.tid)
+                with Remote(thread, padding, hole, signal=quiet_signal(thread.status)) as remote:
+                    if thread is process.leader:
+                        answers = asking.ask(remote, threads.ask(remote), processes.ask(remote), timers.ask(remote, process.pid))
+                        told.threads[thread.tid], told.process, (told.interval_timers, told.timers) = answers
+                        remote.reset()
+                        address = remote.room(64 * signals.action_size(process.arch))
+                        remote.batch(signals.ask_actions(address, process.arch))
+                        data = remote.take(address, 64 * signals.action_size(process.arch))
+                        told.actions = signals.read_actions(data, process.arch)
+                    else:
+                        (told.threads[thread.tid],) = asking.ask(remote, threads.ask(remote))
+                self.tree.lost_signals += [(process.pid, signal) for signal in remote.suppressed]
+        finally:
+            # Every thread has its own registers back: the padding is padding again.
+            os.pwrite(process.mem, bytes(len(process.arch.code)), padding)
+        sleeping.note(
+            process,
+            padding,
+            [
+                (thread.own_tid, number, thread.regs[process.arch.sp], self.stopped + ahead + left)
+                for thread in process.threads
+                for number, left in [told.left[thread.tid]]
+                if number >= 0 and left != NO_LIMIT and thread.issued_again < 0
+            ],
+        )
+        return told
+
+    def write_descriptors(self) -> None:
+        """Open file descriptions, descriptor tables, working directories."""
+        shared = {process.pid: self.sharer(process, kcmp.FILES) for process in self.tree.alive()}
+        own = [(pid, table) for pid, table in self.descriptors.items() if shared[pid] == pid]
+        tables.save_descriptors(own, self.saving)
+        for process in self.tree.alive():
+            self.saving.also(("files", process.pid), ("files", shared[process.pid]))
+            owner = self.sharer(process, kcmp.FS)
+            if owner == process.pid:
+                tables.save_fs(process.pid, self.saving)
+            self.saving.also(("fs", process.pid), ("fs", owner))
+            for seen in self.descriptors[process.pid]:
+                self.note_contents(seen)
+
+    def sharer(self, process: FrozenProcess, kind: int) -> int:
+        """The id of the oldest ancestor in an unbroken line that shares `kind` (kcmp(2)) with a process; its own if none does."""
+        while (parent := process.parent) is not None and not parent.zombie and kcmp.same(process.pid, parent.pid, kind):
+            process = parent
+        return process.pid
+
+    def note_contents(self, seen: Seen) -> None:
+        """Remember a file without a name: its contents go into the image."""
+        from torpor.objects.files import paths
+
+        if paths.claims(seen):
+            found = paths.found(seen)
+            if found.kind in nodes.WITH_CONTENTS:
+                number = self.saving.known(found.key)
+                self.contents.setdefault((number, found.open_path), nodes.contents_of(found.open_path))
+
+    def write_process(self, process: FrozenProcess, told: dict[int, _Told]) -> None:
+        """A process, its address space, its threads."""
+        saving = self.saving
+        parent = saving.known(("process", process.parent.pid)) if process.parent else 0
+        number = saving.new_id()
+        record = processes.describe(process, number, parent)
+        if process.zombie:
+            saving.add(record, ("process", process.pid))
+            return
+        mine = told[process.pid]
+        assert mine.process is not None
+        self.note_mapped_contents(process)
+        space = memory_objects.describe(process, self.mappings[process.pid], mine.process.brk, saving)
+        self.pages[process.pid] = list(memory_objects.own_pages(process.pid, self.mappings[process.pid]))
+        self.all_pages[process.pid] = self.pages[process.pid]
+        self.find_heritage(process, space)
+        record.mm = saving.add(space, ("mm", process.pid))
+        record.handlers = saving.add(signals.Handlers(id=saving.new_id(), actions=mine.actions))
+        record.files, record.fs = saving.known(("files", process.pid)), saving.known(("fs", process.pid))
+        record.dumpable, record.subreaper = mine.process.dumpable, mine.process.subreaper
+        record.thp_disable = mine.process.thp_disable
+        record.pending = [signals.unpack_siginfo(info) for info in ptrace.pending_signals(process.leader.tid, shared=True)]
+        record.pending += self.ends_of_absent(process)
+        saving.add(record, ("process", process.pid))
+        saving.add(timers.Timers(process=number, interval_timers=mine.interval_timers, timers=mine.timers))
+        for thread in process.threads:
+            self.write_thread(thread, number, mine)
+
+    def shorten_waits(self, process: FrozenProcess, told: _Told) -> None:
+        """Let the waits that our stop has ended go on with the rest of their time."""
+        slots = Slots(process, process.padding)
+        for thread in process.threads:
+            number, left = told.left[thread.tid]
+            if thread.issued_again >= 0 and number >= 0:
+                passed = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.stopped
+                slots.put(thread, number, max(0, left - passed))
+                process.arch.registers.write_general(thread.tid, thread.regs)
+
+    def find_heritage(self, process: FrozenProcess, space: memory_objects.Mm) -> None:
+        """Leave out the pages that a child shares with its parent since fork."""
+        parent = process.parent
+        if parent is None or parent.zombie or parent.arch is not process.arch:
+            return
+        before, now = self.mappings[parent.pid], self.mappings[process.pid]
+        sharing = self.saving.known(("files", process.pid)) == self.saving.known(("files", parent.pid))
+        sharing |= self.saving.known(("fs", process.pid)) == self.saving.known(("fs", parent.pid))
+        if not cow.related(before, now):
+            return
+        alike = cow.kept(before, now)
+        heritage = cow.compare(parent, self.all_pages[parent.pid], process, self.pages[process.pid], alike)
+        if heritage.shared or sharing:
+            space.base = self.saving.known(("mm", parent.pid))
+            space.dropped = [memory_objects.Range(start=start, end=start + length) for start, length in heritage.dropped]
+            self.pages[process.pid] = heritage.own
+
+    def ends_of_absent(self, parent: FrozenProcess) -> list[signals.Queued]:
+        """The SIGCHLDs of children that will have ended when the image is restarted, and have not ended yet."""
+        return [
+            signals.Queued(
+                signal=signals.SIGCHLD,
+                layout=signals.CHILD,
+                errno=0,
+                code=1,  # CLD_EXITED
+                pid=child.own_pid,
+                uid=child.status.uids[0],
+                status=child.stat.exit_code >> 8,
+            )
+            for child in self.tree.processes
+            if child.parent is parent and child.pid in self.absent
+        ]
+
+    def write_thread(self, thread: FrozenThread, process: int, told: _Told) -> None:
+        """A thread and, behind it, the register records that its mask announces (R-B5)."""
+        registers = thread.process.arch.registers
+        # `read` has seen the registers as they were; those that count are the ones the thread will go on with.
+        records = [registers.general_record(thread.regs), *told.registers[thread.tid][1:]]
+        record = threads.describe(thread, process, told.threads[thread.tid], registers.mask(records))
+        record.call, record.left = told.left[thread.tid]
+        self.writer.add(record)
+        for record in records:
+            self.writer.add(record)
+
+    # -- data
+
+    def note_mapped_contents(self, process: FrozenProcess) -> None:
+        """Remember the mapped files without a name."""
+        for mapping in self.mappings[process.pid]:
+            if mapping.deleted and mapping.inode and not memory_objects.special(mapping):
+                ranges = self.mappings[process.pid]
+                found = memory_objects.found(mapping, process.pid, ranges)
+                number = memory_objects.node_of(mapping, process.pid, ranges, self.saving)
+                if found.open_path:
+                    self.contents.setdefault((number, found.open_path), nodes.contents_of(found.open_path))
+                else:
+                    part = memory_objects.seen_contents(process.pid, mapping)
+                    self.contents.setdefault((number, mapping.offset), part)
+
+    def write_contents(self) -> None:
+        """The contents of files that have no name."""
+        opened = {number for number, key in self.contents if isinstance(key, str)}
+        for (number, key), parts in self.contents.items():
+            if isinstance(key, str) and number not in opened:
+                continue  # the same file by another path: written already
+            opened.discard(number)
+            for offset, data in parts:
+                self.writer.add_data(FileData(owner=number, runs=[Run(start=offset, length=len(data))]), [data])
+
+    def write_pages(self, process: FrozenProcess) -> None:
+        """The pages of an address space, in chunks of at most CHUNK bytes and as few reads as possible."""
+        owner = self.saving.known(("mm", process.pid))
+        runs = self.pages[process.pid]
+        self.total += sum(length for _, _, length in runs)
+        buffer = self.buffer
+        target = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        view = memoryview(buffer)
+        chunk: list[tuple[int, int]] = []
+        readable = True
+        size = 0
+
+        def flush() -> None:
+            nonlocal chunk, size
+            if not chunk:
+                return
+            if readable:
+                memory.read_into(process.pid, chunk, target, size)
+            else:
+                at = 0
+                for address, length in chunk:
+                    if os.preadv(process.mem, [view[at : at + length]], address) != length:
+                        raise OSError(14, f"/proc/{process.pid}/mem: short read at {address:#x}")
+                    at += length
+            record = Pages(owner=owner, runs=[Run(start=address, length=length) for address, length in chunk])
+            self.writer.add_data(record, [view[:size]])
+            self.done += size
+            if self.progress:
+                self.progress(self.done, self.total)
+            chunk, size = [], 0
+
+        for mapping, address, length in runs:
+            if mapping.readable != readable:
+                flush()
+                readable = mapping.readable
+            while length:
+                if size == CHUNK or len(chunk) == memory.IOV_MAX:
+                    flush()
+                part = min(length, CHUNK - size)
+                chunk.append((address, part))
+                address, length, size = address + part, length - part, size + part
+        flush()
+
+
+class _Told:
+    """What the threads of one process have told."""
+
+    def __init__(self) -> None:
+        self.process: processes.Inside | None = None
+        self.threads: dict[int, threads.Inside] = {}
+        self.left: dict[int, tuple[int, int]] = {}
+        self.registers: dict[int, list] = {}  # type: ignore[type-arg]
+        self.actions: list[signals.Action] = []
+        self.interval_timers: list[timers.IntervalTimer] = []
+        self.timers: list[timers.Timer] = []
+
+
+def _place(mapping: MappedRange) -> tuple[int, int, str, int, int]:
+    return mapping.start, mapping.end, mapping.perms, mapping.offset, mapping.inode
+
+
+def _version() -> str:
+    from torpor import __version__
+
+    return __version__

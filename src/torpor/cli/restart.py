@@ -1,0 +1,104 @@
+"""torpor restart: make a saved program go on.
+
+The program stays under this command, as if it had started it: its standard streams are this command's where they were a
+terminal, signals are passed on, and its exit status becomes this command's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from torpor.cli.arguments import Option, Verb
+from torpor.cli.progress import Progress
+from torpor.linux import signals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from torpor.cli.arguments import Parsed
+    from torpor.restart import Restarted
+
+VERB = Verb(
+    "restart",
+    "Make the program in the image FILE (- is standard input) go on from the instant it was saved.",
+    ["FILE"],
+    [
+        Option("--detach", doc="leave it alone as soon as it runs, and print its process id"),
+        Option("--pids", value="MODE", doc="same, namespace or auto: its old process ids here, or in a namespace of its own"),
+        Option("--cpu", value="MODE", doc="same, or used: accept a CPU that lacks what the program never used"),
+        Option("--allow-changed", value="PATH", doc="a file that may differ from what it was; may be repeated", repeated=True),
+    ],
+)
+PASSED_ON = (signals.SIGHUP, signals.SIGINT, signals.SIGQUIT, signals.SIGTERM, signals.SIGUSR1, signals.SIGUSR2, signals.SIGCONT)
+
+
+def run(arguments: Parsed) -> int:
+    """Run the verb. Raises TorporError."""
+    from torpor.restart import restart
+
+    progress = Progress("check")
+    try:
+        program = restart(
+            arguments.operands[0],
+            pids=arguments.choice("pids", ("auto", "same", "namespace")),
+            cpu=arguments.choice("cpu", ("same", "used")),
+            allow_changed=arguments.several("allow_changed"),
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    for warning in program.warnings:
+        print(f"torpor: {warning}", file=sys.stderr)
+    if program.mode == "namespace":
+        print(f"torpor: process {program.own_pid} goes on in a pid namespace of its own, as {program.pid} here", file=sys.stderr)
+    if arguments.switch("detach"):
+        print(program.pid)
+        program.leave()
+        return 0
+    return _stay(program)
+
+
+def _stay(program: Restarted) -> int:
+    """Pass signals on until the program ends; its exit status, as a shell would give it."""
+    for number in PASSED_ON:
+        signals.handle(number, lambda caught, _frame: _pass_on(program.pid, caught))
+    taken = _give_terminal(program)
+    try:
+        status = program.wait()
+    finally:
+        _take_terminal(taken)
+    if status < 0:
+        print("torpor: the process that watched over the program was killed", file=sys.stderr)
+        return 1
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _pass_on(pid: int, caught: int) -> None:
+    try:
+        os.kill(pid, caught)
+    except ProcessLookupError:
+        pass
+
+
+def _give_terminal(program: Restarted) -> int:
+    """Make the program's process group the terminal's foreground group. Returns the group that it was, or 0."""
+    try:
+        if os.tcgetpgrp(0) != os.getpgrp():
+            return 0
+        group = os.getpgid(program.pid)
+        if group == os.getpgrp() or os.getsid(program.pid) != os.getsid(0):
+            return 0
+        os.tcsetpgrp(0, group)
+    except OSError:
+        return 0
+    return os.getpgrp()
+
+
+def _take_terminal(group: int) -> None:
+    if group:
+        signals.ignore(signals.SIGTTOU)
+        try:
+            os.tcsetpgrp(0, group)
+        except OSError:
+            pass

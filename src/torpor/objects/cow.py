@@ -1,0 +1,167 @@
+"""Pages that fork left shared between parent and child: written once, and shared again after a restart.
+
+Two ways were weighed: to write every process's pages and to merge equal ones afterwards (KSM, or a table of hashes), or to make the
+child by fork from its finished parent and to change in it only what differs. The second won: it is how the pages came to be shared,
+it costs nothing to keep, and what parents and children share by CLONE_FILES and CLONE_FS comes with it.
+
+Whether a page is shared is seen by its frame number, where the kernel shows it (root), else by its contents.
+"""
+
+from __future__ import annotations
+
+import os
+
+from torpor.linux import memory, pagemap
+from torpor.objects.memory import PAGE, special
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torpor.linux.procfs import Mapping
+    from torpor.tasks.freeze import FrozenProcess
+
+    Runs = list[tuple[Mapping, int, int]]
+
+_WINDOW = 1 << 20
+
+
+class Heritage:
+    """What a child still has from its parent: `own` are the runs of pages it has not, `dropped` those that only the parent has."""
+
+    __slots__ = ("dropped", "own", "shared")
+
+    def __init__(self, own: Runs, dropped: list[tuple[int, int]], shared: int) -> None:
+        self.own, self.dropped, self.shared = own, dropped, shared
+
+
+def key(mapping: Mapping) -> tuple[object, ...]:
+    """Equal for mappings of parent and child that fork has left alike."""
+    return (
+        mapping.start,
+        mapping.end,
+        mapping.perms,
+        mapping.offset,
+        mapping.inode,
+        mapping.path,
+        mapping.flags - {"lo", "lf", "sd", "dw"},
+    )
+
+
+def related(parent: Sequence[Mapping], child: Sequence[Mapping]) -> bool:
+    """Whether the child can have been forked from the parent without an execve since: the kernel's mappings are the same."""
+    places = [[(m.path, m.start, m.end) for m in mappings if special(m)] for mappings in (parent, child)]
+    return places[0] == places[1]
+
+
+def kept(parent: Sequence[Mapping], child: Sequence[Mapping]) -> set[tuple[int, int]]:
+    """(start, end) of the private mappings that are alike in both and survive a fork."""
+    theirs = {key(mapping) for mapping in parent}
+    return {(m.start, m.end) for m in child if not m.shared and not special(m) and not m.flags & {"dc", "wf"} and key(m) in theirs}
+
+
+def compare(
+    parent: FrozenProcess,
+    parent_runs: Runs,
+    child: FrozenProcess,
+    child_runs: Runs,
+    alike: set[tuple[int, int]],
+) -> Heritage:
+    """What of the child's pages is still the parent's. `alike`: the mappings that both have (`kept`)."""
+    theirs = [(address, length) for m, address, length in parent_runs if (m.start, m.end) in alike]
+    own: Runs = []
+    shared = 0
+    mine: list[tuple[int, int]] = []
+    same = _same_by_frame(parent.pid, child.pid) or _same_by_contents
+    for mapping, address, length in child_runs:
+        if (mapping.start, mapping.end) not in alike:
+            own.append((mapping, address, length))
+            continue
+        mine.append((address, length))
+        at = address
+        for start, size in _overlaps(address, length, theirs):
+            for first, count in same(parent.pid, child.pid, start, size):
+                if first > at:
+                    own.append((mapping, at, first - at))
+                at = first + count
+                shared += count
+        if at < address + length:
+            own.append((mapping, at, address + length - at))
+    return Heritage(own, list(_without(theirs, mine)), shared)
+
+
+def _overlaps(address: int, length: int, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The parts of `address`, `length` that lie in one of the ascending `runs`."""
+    from bisect import bisect_right
+
+    index = max(0, bisect_right(runs, (address, 1 << 63)) - 1)
+    end = address + length
+    while index < len(runs) and runs[index][0] < end:
+        start = max(address, runs[index][0])
+        stop = min(end, runs[index][0] + runs[index][1])
+        if start < stop:
+            yield start, stop - start
+        index += 1
+
+
+def _without(runs: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What of the ascending `runs` is in none of the ascending `others`."""
+    for address, length in runs:
+        at = address
+        for start, size in _overlaps(address, length, others):
+            if start > at:
+                yield at, start - at
+            at = start + size
+        if at < address + length:
+            yield at, address + length - at
+
+
+def _same_by_frame(parent: int, child: int) -> _Same | None:
+    """A comparison by page frame numbers, or None where the kernel hides them (no CAP_SYS_ADMIN)."""
+    try:
+        with open("/proc/self/status") as file:
+            capable = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff")) >> 21 & 1
+    except OSError:
+        return None
+    if not capable:
+        return None
+
+    def same(parent: int, child: int, address: int, length: int) -> Iterator[tuple[int, int]]:
+        a, b = pagemap.open(parent), pagemap.open(child)
+        try:
+            left, right = pagemap.pfns(a, address, address + length), pagemap.pfns(b, address, address + length)
+        finally:
+            os.close(a)
+            os.close(b)
+        if left is None or right is None:
+            yield from _same_by_contents(parent, child, address, length)
+            return
+        for first, count in pagemap.same_frames(left, right):
+            yield address + first * PAGE, count * PAGE
+
+    return same
+
+
+def _same_by_contents(parent: int, child: int, address: int, length: int) -> Iterator[tuple[int, int]]:
+    """The runs of pages that hold the same bytes in both processes."""
+    at, end = address, address + length
+    while at < end:
+        size = min(_WINDOW, end - at)
+        try:
+            left, right = memoryview(memory.read(parent, at, size)), memoryview(memory.read(child, at, size))
+        except OSError:  # not readable: kept apart
+            at += size
+            continue
+        if left == right:
+            yield at, size
+        else:
+            for page in range(0, size, PAGE):
+                if left[page : page + PAGE] == right[page : page + PAGE]:
+                    yield at + page, PAGE
+        at += size
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Same = Callable[[int, int, int, int], Iterator[tuple[int, int]]]

@@ -1,0 +1,511 @@
+"""An address space: its mappings, the pages that hold data, and the marks the kernel keeps about it (mmap(2), prctl(2) PR_SET_MM).
+
+What is saved of the pages: those that are the process's own. Pages of a file that nobody has written to come from the file
+again, zero pages and untouched reservations cost nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from bisect import bisect_right
+
+from torpor.errors import Obstacle, Unsupported
+from torpor.image.fields import aligned, all_of, blob, choice, flags, ident, in_range, ref, structs, text, u64
+from torpor.image.record import Record, Struct
+from torpor.linux import elf, memory, pagemap, procfs
+from torpor.objects import nodes
+from torpor.objects.nodes import Found
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping as Mapping_
+
+    from torpor.arch.contract import Arch
+    from torpor.image.format import Pages
+    from torpor.linux.procfs import Mapping
+    from torpor.objects.saving import Saving
+    from torpor.tasks.freeze import FrozenProcess
+    from torpor.tasks.remote import Remote
+
+PAGE = 4096
+_ADDRESS = all_of(in_range(0, 1 << 63), aligned(PAGE))
+ANONYMOUS, FILE, SPECIAL = 0, 1, 2
+
+PROT = {0: "READ", 1: "WRITE", 2: "EXEC"}
+# Every attribute is a bit here and a two-letter code in /proc/PID/smaps (proc_pid_smaps(5), fs/proc/task_mmu.c).
+ATTRIBUTES = {
+    0: ("sh", "SHARED"), 1: ("gd", "GROWSDOWN"), 2: ("lo", "LOCKED"), 3: ("lf", "LOCKONFAULT"), 4: ("dc", "DONTFORK"),
+    5: ("wf", "WIPEONFORK"), 6: ("dd", "DONTDUMP"), 7: ("hg", "HUGEPAGE"), 8: ("nh", "NOHUGEPAGE"), 9: ("mg", "MERGEABLE"),
+    10: ("sr", "SEQUENTIAL"), 11: ("rr", "RANDOM"), 12: ("nr", "NORESERVE"), 13: ("mw", "MAYWRITE"),
+}  # fmt: skip
+SHARED, GROWSDOWN, LOCKED, LOCKONFAULT, DONTFORK, WIPEONFORK, DONTDUMP = (1 << bit for bit in range(7))
+HUGEPAGE, NOHUGEPAGE, MERGEABLE, SEQUENTIAL, RANDOM, NORESERVE, MAYWRITE = (1 << bit for bit in range(7, 14))
+# Codes that say nothing about what must be made again.
+_HARMLESS = frozenset("rd wr ex mr mw me ms ac sd sh gd lo lf dc wf dd hg nh mg sr rr nr nl dw sf ar gu".split())
+_REASONS = {
+    "um": "it is served by userfaultfd", "uw": "it is write-protected by userfaultfd", "ui": "it is served by userfaultfd",
+    "ht": "it is of huge pages (hugetlbfs), which are not saved yet", "io": "it is the memory of a device",
+    "pf": "it is the memory of a device", "ss": "it is a shadow stack, which is not saved yet",
+    "sl": "it is sealed (mseal), and a sealed mapping cannot be made again", "dp": "it is droppable memory, which is not saved yet",
+}  # fmt: skip
+
+
+class MappingRecord(Struct):
+    """One mapping (a line of /proc/PID/maps)."""
+
+    start: int = u64("first address", check=_ADDRESS)
+    end: int = u64("address behind the last", check=_ADDRESS)
+    kind: int = choice(32, {ANONYMOUS: "anonymous", FILE: "file", SPECIAL: "special"}, "what it maps")
+    prot: int = flags(32, PROT, "PROT_*")
+    attributes: int = flags(64, {bit: name for bit, (_, name) in ATTRIBUTES.items()}, "how it was mapped and advised")
+    node: int = ref("the file, for kind file", to="FileNode", optional=True, default=0)
+    offset: int = u64("offset in the file, bytes", default=0)
+    name: str = text("name of a special mapping: [vdso], [vvar] ...", max=64, default="")
+
+
+class Range(Struct):
+    """A run of pages."""
+
+    start: int = u64("first address", check=_ADDRESS)
+    end: int = u64("address behind the last", check=_ADDRESS)
+
+
+class Mm(Record, type=0x0400):
+    """An address space."""
+
+    id: int = ident("the address space")
+    base: int = ref("the parent's, where pages are shared with it since fork", to="Mm", optional=True, default=0)
+    exe: int = ref("the program's file (/proc/PID/exe)", to="FileNode")
+    start_code: int = u64("mm->start_code")
+    end_code: int = u64("mm->end_code")
+    start_data: int = u64("mm->start_data")
+    end_data: int = u64("mm->end_data")
+    start_brk: int = u64("mm->start_brk")
+    brk: int = u64("mm->brk, the end of the heap")
+    start_stack: int = u64("mm->start_stack")
+    arg_start: int = u64("mm->arg_start")
+    arg_end: int = u64("mm->arg_end")
+    env_start: int = u64("mm->env_start")
+    env_end: int = u64("mm->env_end")
+    auxv: bytes = blob("the auxiliary vector", max=4096)
+    vdso: bytes = blob("build id of the vdso", max=64)
+    mappings: list[MappingRecord] = structs(MappingRecord, "its mappings, ascending", max=1 << 20)
+    guards: list[Range] = structs(Range, "guard pages (MADV_GUARD_INSTALL, Linux 6.13), ascending", max=1 << 20, default=[])
+    dropped: list[Range] = structs(Range, "pages of `base` that it has not any more, ascending", max=1 << 20, default=[])
+
+
+def special(mapping: Mapping) -> bool:
+    """Whether a mapping is made by the kernel at execve: vdso, vvar and their like."""
+    return mapping.path.startswith("[v") and mapping.path != "[vsyscall]"
+
+
+def ignored(mapping: Mapping) -> bool:
+    """[vsyscall] is no mapping at all: every process has it, at an address of the kernel's."""
+    return mapping.path == "[vsyscall]"
+
+
+def obstacle(mapping: Mapping, pid: int) -> Obstacle | None:
+    """Why a mapping cannot be saved, or None."""
+    if special(mapping) or ignored(mapping):
+        return None
+    name = f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
+    if mapping.protection_key:
+        return Obstacle(name, f"it has protection key {mapping.protection_key}; keys are not saved yet", pid=pid)
+    for code in sorted(mapping.flags):
+        if code not in _HARMLESS:
+            reason = _REASONS.get(code, f"it has an attribute that torpor does not know ({code!r} in VmFlags)")
+            return Obstacle(name, reason, pid=pid)
+    if mapping.path.startswith("/SYSV") and mapping.deleted:
+        return Obstacle(name, "it is System V shared memory, which is not saved yet", pid=pid)
+    if mapping.path.startswith("/[aio]"):
+        return Obstacle(name, "it is the ring of asynchronous I/O (io_setup), which is not saved", pid=pid)
+    if mapping.path.startswith(("anon_inode:", "[uprobes]")):
+        return Obstacle(name, "what it maps is not saved", pid=pid)
+    return None
+
+
+def found(mapping: Mapping, pid: int, mappings: Sequence[Mapping]) -> Found:
+    """The file under one of the `mappings` of process `pid`.
+
+    map_files needs CAP_CHECKPOINT_RESTORE; without it the running program and open descriptors are tried, and a file that
+    cannot be opened in any way is put together from what the process sees of it.
+    """
+    if not mapping.deleted:
+        try:
+            st = os.stat(mapping.path)
+            if st.st_ino == mapping.inode:
+                return Found(mapping.path, False, st, mapping.path)
+        except OSError:
+            pass
+    by_range = f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+    try:
+        # Following the link needs the right to open it, too.
+        return Found(mapping.path, mapping.deleted, os.stat(by_range), by_range)
+    except OSError:
+        pass
+    device = os.makedev(mapping.major, mapping.minor)
+    for path in (f"/proc/{pid}/exe", *(f"/proc/{pid}/fd/{fd}" for fd in procfs.fds(pid))):
+        try:
+            st = os.stat(path)
+        except OSError:
+            continue
+        if (st.st_ino, st.st_dev) == (mapping.inode, device):
+            return Found(mapping.path, mapping.deleted, st, path)
+    parts = [m for m in mappings if (m.inode, m.major, m.minor) == (mapping.inode, mapping.major, mapping.minor)]
+    size = max(m.offset + m.length for m in parts)
+    st = os.stat_result((stat.S_IFREG | 0o600, mapping.inode, device, 0, 0, 0, size, 0, 0, 0))
+    return Found(mapping.path, True, st, "")
+
+
+def seen_contents(pid: int, mapping: Mapping) -> Iterator[tuple[int, bytes]]:
+    """What a process sees of the file under a mapping, as (file offset, bytes); ends where the file does."""
+    at = mapping.start
+    while at < mapping.end:
+        length = min(nodes.CHUNK, mapping.end - at)
+        try:
+            data = memory.read(pid, at, length)
+        except OSError:
+            if length > PAGE:
+                length = PAGE
+            try:
+                data = memory.read(pid, at, length)
+            except OSError:
+                return
+        yield mapping.offset + at - mapping.start, data
+        at += length
+
+
+def attributes(mapping: Mapping) -> int:
+    """A mapping's VmFlags as a MappingRecord has them."""
+    return sum(1 << bit for bit, (code, _) in ATTRIBUTES.items() if code in mapping.flags)
+
+
+def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, saving: Saving) -> Mm:
+    """The record of an address space; the records of the files it maps are written before."""
+    pid, marks = process.pid, process.stat
+    vdso = b""
+    records = []
+    for mapping in mappings:
+        if ignored(mapping):
+            continue
+        prot = mapping.readable | mapping.writable << 1 | mapping.executable << 2
+        record = MappingRecord(start=mapping.start, end=mapping.end, kind=ANONYMOUS, prot=prot, attributes=attributes(mapping))
+        if special(mapping):
+            record.kind, record.name, record.attributes = SPECIAL, mapping.path, 0
+            if mapping.path == "[vdso]":
+                vdso = elf.build_id(os.pread(process.mem, mapping.length, mapping.start))
+        elif mapping.inode or mapping.path.startswith("/"):
+            record.kind, record.offset = FILE, mapping.offset
+            record.node = node_of(mapping, pid, mappings, saving)
+        records.append(record)
+    exe = os.stat(f"/proc/{pid}/exe")
+    path = procfs.exe(pid)
+    program = Found(path.removesuffix(" (deleted)") if exe.st_nlink == 0 else path, exe.st_nlink == 0, exe, f"/proc/{pid}/exe")
+    number = saving.known(program.key) or saving.add(nodes.describe(program, saving.new_id(), code=True), program.key)
+    return Mm(
+        id=saving.new_id(),
+        exe=number,
+        start_code=marks.start_code,
+        end_code=marks.end_code,
+        start_data=marks.start_data,
+        end_data=marks.end_data,
+        start_brk=marks.start_brk,
+        brk=brk,
+        start_stack=marks.start_stack,
+        arg_start=marks.arg_start,
+        arg_end=marks.arg_end,
+        env_start=marks.env_start,
+        env_end=marks.env_end,
+        auxv=procfs.auxv(pid),
+        vdso=vdso,
+        mappings=records,
+        guards=[Range(start=start, end=start + length) for start, length in _guards(pid, mappings)],
+    )
+
+
+def _guards(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of every run of guard pages. They are in anonymous memory, and in files since 6.15."""
+    if not pagemap.has_scan():
+        return  # a kernel older than guard pages
+    fd = pagemap.open(pid)
+    try:
+        for mapping in mappings:
+            if not (special(mapping) or ignored(mapping)) and ("gu" in mapping.flags or mapping.writable):
+                yield from pagemap.guard_runs(fd, mapping.start, mapping.end)
+    finally:
+        os.close(fd)
+
+
+def node_of(mapping: Mapping, pid: int, mappings: Sequence[Mapping], saving: Saving) -> int:
+    """The id of the file under one of the `mappings` of a process, written now if it has not been."""
+    node = found(mapping, pid, mappings)
+    return saving.known(node.key) or saving.add(nodes.describe(node, saving.new_id(), code=mapping.executable), node.key)
+
+
+def own_pages(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[Mapping, int, int]]:
+    """(mapping, address, bytes) of every run of pages that the image must carry, ascending."""
+    fd = pagemap.open(pid)
+    try:
+        for mapping in mappings:
+            if special(mapping) or ignored(mapping) or mapping.shared:
+                continue
+            backed = bool(mapping.inode)
+            for address, length in pagemap.present_runs(fd, mapping.start, mapping.end, file_backed_private=backed):
+                yield mapping, address, length
+    finally:
+        os.close(fd)
+
+
+# --- restart: what is checked
+
+_SPECIAL_NAMES = ("[vdso]", "[vvar]", "[vvar_vclock]", "[sigpage]", "[vectors]")
+
+
+def faults(mm: Mm, arch: Arch) -> Iterator[str]:
+    """What in the record of an address space no program can have (R-D1)."""
+    free = 0
+    for mapping in mm.mappings:
+        name = f"mapping {mapping.start:#x}-{mapping.end:#x}"
+        if mapping.start < free or mapping.end <= mapping.start:
+            yield f"{name} overlaps the one before it or is empty"
+        if mapping.end > arch.user_limit + PAGE:
+            yield f"{name} is outside of user space"
+        free = max(free, mapping.end)
+        if (mapping.kind == FILE) != bool(mapping.node):
+            yield f"{name} names a file although it maps none, or the reverse"
+        if mapping.offset % PAGE or mapping.offset >> 62:
+            yield f"{name} has an impossible file offset, {mapping.offset:#x}"
+        if mapping.kind == SPECIAL and mapping.name not in _SPECIAL_NAMES:
+            yield f"{name} is a special mapping of an unknown name, {mapping.name!r}"
+    marks = ("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack", "arg_start", "arg_end",
+             "env_start", "env_end")  # fmt: skip
+    for mark in marks:
+        if not 0x10000 <= getattr(mm, mark) < arch.user_limit:
+            yield f"{mark} is outside of user space"
+    # kernel/sys.c, validate_prctl_map_addr()
+    if mm.start_code >= mm.end_code:
+        yield "its code ends before it starts"
+    for first, last in (("start_data", "end_data"), ("start_brk", "brk"), ("arg_start", "arg_end"), ("env_start", "env_end")):
+        if getattr(mm, first) > getattr(mm, last):
+            yield f"{last} lies before {first}"
+    if sum(mapping.name == "[vdso]" for mapping in mm.mappings) != 1:
+        yield "it has no vdso, or more than one"
+
+
+def stray_pages(mm: Mm, chunks: Sequence[Pages]) -> Iterator[str]:
+    """Pages of the image that lie in no private mapping of their address space."""
+    places = [(m.start, m.end) for m in mm.mappings if m.kind != SPECIAL and not m.attributes & SHARED]
+    starts = [start for start, _ in places]
+    for record in chunks:
+        for run in record.runs:
+            at = run.start
+            while at < run.start + run.length:
+                index = bisect_right(starts, at) - 1
+                if index < 0 or at >= places[index][1]:
+                    yield f"page {at:#x} lies in no private mapping"
+                    break
+                at = places[index][1]
+
+
+def _at(mm: Mm, address: int) -> MappingRecord | None:
+    """The mapping that `address` lies in."""
+    index = bisect_right(mm.mappings, address, key=lambda m: m.start) - 1
+    return mm.mappings[index] if index >= 0 and address < mm.mappings[index].end else None
+
+
+def executable(mm: Mm, address: int) -> bool:
+    """Whether code could run at `address`."""
+    m = _at(mm, address)
+    return m is not None and bool(m.prot & 4)
+
+
+def mapped(mm: Mm, address: int) -> bool:
+    """Whether `address` lies in a mapping, or just below one that grows down."""
+    index = bisect_right(mm.mappings, address, key=lambda m: m.end)
+    if index == len(mm.mappings):
+        return False
+    m = mm.mappings[index]
+    return m.start - (1 << 23 if m.attributes & GROWSDOWN else 0) <= address
+
+
+# --- restart: how it is made again
+
+PROT_READ, PROT_WRITE = 1, 2
+MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_GROWSDOWN, MAP_NORESERVE = 1, 2, 0x20, 0x100, 0x4000
+MAP_FIXED_NOREPLACE = 0x100000
+MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
+MREMAP_MAYMOVE_FIXED = 3
+PR_SET_MM, PR_SET_MM_MAP, PR_SET_MM_MAP_SIZE = 35, 14, 15
+_ADVICE = {HUGEPAGE: 14, NOHUGEPAGE: 15, MERGEABLE: 12, SEQUENTIAL: 2, RANDOM: 1, DONTDUMP: 16, DONTFORK: 10, WIPEONFORK: 18}
+
+
+def vacate(remote: Remote, mm: Mm, stub_at: int, stub_length: int) -> None:
+    """Unmap everything of a fresh stub but the stub itself, and move the kernel's special mappings to where they were.
+
+    Raises Unsupported when this kernel's are not the image's.
+    """
+    process = remote.thread.process
+    here = [m for m in procfs.maps(process.pid) if not ignored(m)]
+    found = sorted((m for m in here if special(m)), key=lambda m: m.start)
+    wanted = [m for m in mm.mappings if m.kind == SPECIAL]
+    build = b"".join(elf.build_id(os.pread(process.mem, m.length, m.start)) for m in found if m.path == "[vdso]")
+    if [(m.path, m.length) for m in found] != [(m.name, m.end - m.start) for m in wanted] or build != mm.vdso:
+        raise Unsupported(
+            Obstacle(
+                "vdso",
+                "this kernel's is another than the one the program has its clock functions from",
+                "restart on a machine with the kernel named by `torpor inspect`",
+                pid=process.own_pid,
+            )
+        )
+    calls: list[tuple[str | int, ...]] = []
+    for mapping in here:
+        if not special(mapping) and not stub_at <= mapping.start < stub_at + stub_length:
+            calls.append(("munmap", mapping.start, mapping.length))
+    # By way of a parking place, since where they are and where they were may overlap.
+    low, high = found[0].start, found[-1].end
+    taken = sorted([(m.start, m.end) for m in here] + [(m.start, m.end) for m in mm.mappings])
+    park = _free(taken, high - low, remote.arch.user_limit)
+    for mapping in found:
+        calls.append(("mremap", mapping.start, mapping.length, mapping.length, MREMAP_MAYMOVE_FIXED, park + mapping.start - low))
+    for mapping, place in zip(found, wanted, strict=True):
+        calls.append(("mremap", park + mapping.start - low, mapping.length, mapping.length, MREMAP_MAYMOVE_FIXED, place.start))
+    remote.checked(calls)
+
+
+def _free(taken: Sequence[tuple[int, int]], length: int, limit: int) -> int:
+    """An address where `length` bytes overlap none of the ranges `taken` (ascending)."""
+    at = 0x100000
+    for start, end in taken:
+        if start - at >= length + PAGE:
+            return at
+        at = max(at, end + PAGE)
+    if at + length > limit:
+        raise Unsupported(Obstacle("address space", "there is no room left in it to move the vdso"))
+    return at
+
+
+def fill(
+    remote: Remote, mm: Mm, base: Mm | None, chunks: Sequence[tuple[Pages, int]], image: int, descriptors: Mapping_[int, int]
+) -> None:
+    """Map everything, bring the pages back, and give protection and advice.
+
+    `base`: the address space that the task has from its parent, in which only the differences are made; None after `vacate`.
+    `chunks`: the records of this address space's pages with the offset of their data in the file `image`; `descriptors`: for a
+    file, the number under which the task has it open.
+    """
+    inherited = {_identity(m): m for m in base.mappings if not m.attributes & (DONTFORK | WIPEONFORK)} if base else {}
+    kept = {_identity(m) for m in mm.mappings if _identity(m) in inherited and not m.attributes & (DONTFORK | WIPEONFORK)}
+    full = _with_pages(mm, [record for record, _ in chunks])
+    calls: list[tuple[str | int, ...]] = []
+    after: list[tuple[str | int, ...]] = []
+    for m in base.mappings if base else ():
+        if m.kind != SPECIAL and _identity(m) not in kept:
+            calls.append(("munmap", m.start, m.end - m.start))
+    calls += [("madvise", r.start, r.end - r.start, MADV_DONTNEED) for r in mm.dropped]
+    for index, m in enumerate(mm.mappings):
+        if m.kind == SPECIAL:
+            continue
+        length = m.end - m.start
+        prot = m.prot | (PROT_READ | PROT_WRITE if index in full else 0)
+        if _identity(m) in kept:
+            if prot != m.prot:
+                calls.append(("mprotect", m.start, length, prot))
+        else:
+            flags = MAP_FIXED_NOREPLACE | (MAP_SHARED if m.attributes & SHARED else MAP_PRIVATE)
+            flags |= MAP_GROWSDOWN if m.attributes & GROWSDOWN else 0
+            flags |= MAP_NORESERVE if m.attributes & NORESERVE else 0
+            flags |= MAP_ANONYMOUS if m.kind != FILE else 0
+            fd = descriptors[_descriptor_key(m)] if m.kind == FILE else -1
+            calls.append(remote.arch.mmap_call(m.start, length, prot, flags, fd, m.offset))
+            for attribute, advice in _ADVICE.items():
+                if m.attributes & attribute:
+                    target = calls if attribute in (HUGEPAGE, NOHUGEPAGE) else after
+                    target.append(("madvise", m.start, length, advice))
+        if prot != m.prot:
+            after.append(("mprotect", m.start, length, m.prot))
+        if m.attributes & LOCKED:
+            after.append(("mlock2", m.start, length, 1 if m.attributes & LOCKONFAULT else 0))
+    for call, result in zip(calls, remote.checked(calls), strict=True):
+        if call[0] in ("mmap", "mmap2") and result & ((1 << 8 * remote.arch.word) - 1) != call[1]:
+            raise OSError(17, f"mmap in process {remote.thread.process.pid}: {call[1]:#x} is taken")
+    _write_pages(remote.thread.process.pid, chunks, image)
+    after += [("madvise", r.start, r.end - r.start, MADV_GUARD_INSTALL) for r in mm.guards]
+    remote.checked(after)
+
+
+def _identity(m: MappingRecord) -> tuple[object, ...]:
+    """Equal for mappings that a child has from its parent as they are; locks are not inherited."""
+    return m.start, m.end, m.kind, m.prot, m.attributes & ~(LOCKED | LOCKONFAULT), m.node, m.offset, m.name
+
+
+def _descriptor_key(m: MappingRecord) -> int:
+    """A shared writable mapping needs a file that is open for writing: such nodes are opened under the negative id."""
+    return -m.node if m.attributes & SHARED and m.attributes & MAYWRITE else m.node
+
+
+def files_needed(mm: Mm) -> dict[int, tuple[int, int]]:
+    """Key -> (node id, access mode) of every file that `fill` and `mark` want open."""
+    needed = {mm.exe: (mm.exe, os.O_RDONLY)}
+    for m in mm.mappings:
+        if m.kind == FILE:
+            key = _descriptor_key(m)
+            needed[key] = (m.node, os.O_RDWR if key < 0 else os.O_RDONLY)
+    return needed
+
+
+def _with_pages(mm: Mm, records: Sequence[Pages]) -> set[int]:
+    """The indices of the mappings that pages of the image belong to."""
+    starts = [m.start for m in mm.mappings]
+    found = set()
+    for record in records:
+        for run in record.runs:
+            index = bisect_right(starts, run.start) - 1
+            while index < len(starts) and starts[index] < run.start + run.length:
+                found.add(index)
+                index += 1
+    return found
+
+
+def _write_pages(pid: int, chunks: Sequence[tuple[Pages, int]], image: int) -> None:
+    """Copy pages from the file `image` straight into process `pid`."""
+    if not chunks:
+        return
+    import ctypes
+    import mmap
+
+    with mmap.mmap(image, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as file:
+        anchor = ctypes.c_char.from_buffer(file)
+        try:
+            base = ctypes.addressof(anchor)
+            for record, offset in chunks:
+                at = base + offset
+                for first in range(0, len(record.runs), memory.IOV_MAX):
+                    runs = [(run.start, run.length) for run in record.runs[first : first + memory.IOV_MAX]]
+                    memory.write_from(pid, at, runs)
+                    at += sum(length for _, length in runs)
+        finally:
+            del anchor
+
+
+def mark(remote: Remote, mm: Mm, exe: int) -> None:
+    """Tell the kernel where code, heap, stack, arguments and environment are, and which file the program is (PR_SET_MM_MAP).
+
+    `exe`: the task's descriptor of that file, or -1 if it is the one it has. Nothing of the stub may be mapped any more, or
+    the kernel answers EBUSY.
+    """
+    remote.reset()
+    answer = remote.room(8)
+    remote.call("prctl", PR_SET_MM, PR_SET_MM_MAP_SIZE, answer, 0, 0)
+    (size,) = struct.unpack("<I", remote.take(answer, 4))
+    auxv = remote.put(mm.auxv)
+    marks = struct.pack(
+        "<11Q", mm.start_code, mm.end_code, mm.start_data, mm.end_data, mm.start_brk, mm.brk, mm.start_stack,
+        mm.arg_start, mm.arg_end, mm.env_start, mm.env_end,
+    )  # fmt: skip
+    # The pointer in struct prctl_mm_map is as wide as the kernel's, whatever the task's.
+    marks += struct.pack("<QII" if size == 104 else "<III", auxv, len(mm.auxv), exe & 0xFFFFFFFF)
+    remote.call("prctl", PR_SET_MM, PR_SET_MM_MAP, remote.put(marks), size, 0)

@@ -1,0 +1,162 @@
+"""Signals: actions, pending signals with their siginfo, alternate stacks (signal(7), sigaction(2))."""
+
+from __future__ import annotations
+
+import struct
+
+from torpor.image.fields import choice, ident, in_range, structs, u32, u64
+from torpor.image.fields import i32 as i32_
+from torpor.image.fields import i64 as i64_
+from torpor.image.record import Record, Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torpor.arch.contract import Arch
+
+SIGKILL, SIGCHLD, SIGSTOP, SIGSEGV, SIGTRAP = 9, 17, 19, 11, 5
+COUNT = 64
+SA_FLAGS = 0xFFFF_FFFF
+
+
+class Action(Struct):
+    """What one signal does, where it is not the default (sigaction(2))."""
+
+    signal: int = u32("its number", check=in_range(1, COUNT))
+    flags: int = u32("SA_*")
+    handler: int = u64("address of the handler, 1 to ignore it")
+    restorer: int = u64("SA_RESTORER's address, 0 where there is none", default=0)
+    mask: int = u64("signals blocked meanwhile, bit n-1 for signal n")
+
+
+class Handlers(Record, type=0x0500):
+    """The signal actions of a process."""
+
+    id: int = ident("the actions")
+    actions: list[Action] = structs(Action, "all that are not the default, ascending", max=COUNT)
+
+
+# How the union in siginfo_t is used (include/uapi/asm-generic/siginfo.h); the width of its members differs between 32 and 64 bit.
+KILL, CHILD, TIMER, QUEUE, FAULT, POLL = range(6)
+
+
+class Queued(Struct):
+    """A pending signal (sigaction(2), siginfo_t), with every member at its full width."""
+
+    signal: int = u32("its number", check=in_range(1, COUNT))
+    layout: int = choice(
+        32,
+        {KILL: "kill", CHILD: "child", TIMER: "timer", QUEUE: "queue", FAULT: "fault", POLL: "poll"},
+        "which of the members below count",
+    )
+    errno: int = i32_("si_errno")
+    code: int = i32_("si_code")
+    pid: int = i32_("si_pid; si_timerid of a timer", default=0)
+    uid: int = u32("si_uid; si_overrun of a timer", default=0)
+    value: int = u64("si_value; si_addr of a fault; si_band of poll", default=0)
+    status: int = i32_("si_status of a child; si_fd of poll", default=0)
+    utime: int = i64_("si_utime of a child, clock ticks", default=0)
+    stime: int = i64_("si_stime of a child, clock ticks", default=0)
+
+
+def layout_of(signal: int, code: int) -> int:
+    """Which members of the union the kernel fills in (kernel/signal.c, siginfo_layout())."""
+    if code == -2:
+        return TIMER
+    if code == -1 or code == -3 or code == -4 or code == -60:
+        return QUEUE
+    if code <= 0 or code == 0x80:
+        return KILL
+    if signal == SIGCHLD and code <= 6:
+        return CHILD
+    if signal in (4, 5, 7, 8, 11) and code < 0x80:
+        return FAULT
+    return POLL if signal == 29 else KILL
+
+
+def unpack_siginfo(info: bytes) -> Queued:
+    """A 64-bit siginfo_t of 128 bytes, as a 64-bit tracer gets it."""
+    signal, errno, code = struct.unpack_from("<iii", info)
+    layout = layout_of(signal, code)
+    queued = Queued(signal=signal, layout=layout, errno=errno, code=code)
+    if layout == FAULT:
+        (queued.value,) = struct.unpack_from("<Q", info, 16)
+    elif layout == POLL:
+        queued.value, queued.status = struct.unpack_from("<Qi", info, 16)
+    else:
+        queued.pid, queued.uid = struct.unpack_from("<iI", info, 16)
+        if layout == CHILD:
+            queued.status, queued.utime, queued.stime = struct.unpack_from("<i4xqq", info, 24)
+        elif layout in (TIMER, QUEUE):
+            (queued.value,) = struct.unpack_from("<Q", info, 24)
+    return queued
+
+
+def pack_siginfo(queued: Queued, arch: Arch) -> bytes:
+    """The siginfo_t that a task of `arch` hands to rt_sigqueueinfo(2)."""
+    wide = arch.word == 8
+    head = struct.pack("<iii", queued.signal, queued.errno, queued.code) + (bytes(4) if wide else b"")
+    if queued.layout == FAULT:
+        body = arch.words(queued.value)
+    elif queued.layout == POLL:
+        body = arch.words(queued.value) + struct.pack("<i", queued.status)
+    else:
+        body = struct.pack("<iI", queued.pid, queued.uid)
+        if queued.layout == CHILD:
+            body += struct.pack("<i", queued.status) + (bytes(4) if wide else b"")
+            body += arch.words(queued.utime, queued.stime)
+        elif queued.layout in (TIMER, QUEUE):
+            body += arch.words(queued.value)
+    return (head + body).ljust(128, b"\0")
+
+
+# --- asking and telling the task
+
+
+def action_size(arch: Arch) -> int:
+    """Bytes of the kernel's struct sigaction: handler, flags, restorer, 64-bit mask."""
+    return 3 * arch.word + 8
+
+
+def ask_actions(address: int, arch: Arch) -> list[tuple[str | int, ...]]:
+    """The calls that write all 64 actions into memory from `address` on."""
+    size = action_size(arch)
+    return [("rt_sigaction", signal, 0, address + size * (signal - 1), 8) for signal in range(1, COUNT + 1)]
+
+
+def read_actions(data: bytes, arch: Arch) -> list[Action]:
+    """The actions that `ask_actions` has written, without those that are the default."""
+    size, actions = action_size(arch), []
+    for index in range(COUNT):
+        part = data[index * size : (index + 1) * size]
+        handler, flags, restorer = arch.unwords(part[:-8])
+        mask = int.from_bytes(part[-8:], "little")
+        if handler or flags or mask:
+            actions.append(Action(signal=index + 1, flags=flags & SA_FLAGS, handler=handler, restorer=restorer, mask=mask))
+    return actions
+
+
+def tell_actions(actions: Iterable[Action], address: int, arch: Arch) -> tuple[list[tuple[str | int, ...]], bytes]:
+    """The calls that set the action of every signal, and the structures they read from `address` on.
+
+    Every signal, not only those in `actions`: a fresh task has inherited what torpor ignores (Python ignores SIGPIPE).
+    """
+    data = arch.words(0, 0, 0) + bytes(8)
+    calls: dict[int, tuple[str | int, ...]] = {
+        signal: ("rt_sigaction", signal, address, 0, 8) for signal in range(1, COUNT + 1) if signal not in (SIGKILL, SIGSTOP)
+    }
+    for action in actions:
+        if action.signal in calls:
+            calls[action.signal] = ("rt_sigaction", action.signal, address + len(data), 0, 8)
+            data += arch.words(action.handler, action.flags, action.restorer) + action.mask.to_bytes(8, "little")
+    return list(calls.values()), data
+
+
+def bad_actions(actions: Sequence[Action], user_limit: int) -> list[str]:
+    """What in `actions` no program can have (R-D1)."""
+    return [
+        f"the handler of signal {action.signal} is at {action.handler:#x}, outside of user space"
+        for action in actions
+        if max(action.handler, action.restorer) >= user_limit
+    ]

@@ -1,0 +1,443 @@
+"""The story of a restart: read, check everything, and only then make anything.
+
+The check pass looks at the whole image and at this machine, and collects every reason not to go on; no process has been created by
+then (R-D2). The commit pass (rebuild.py) runs in a *keeper*, a child of the caller that becomes the parent of the restarted tree:
+with the original ids in this pid namespace where that can be had, else in namespaces of its own.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import time
+
+from torpor.errors import BadImage, NoPermission, Obstacle, TorporError, Unsupported, UsageError
+from torpor.image.format import Pages
+from torpor.image.reader import Image
+from torpor.image.record import Record
+from torpor.linux import clone, procfs
+from torpor.linux import signals as process_signals
+from torpor.objects import files, memory, nodes, plan, signals, tables, threads
+from torpor.objects.making import Making
+from torpor.objects.nodes import FileNode
+from torpor.objects.plan import ProcessPlan
+from torpor.rebuild import Rebuilding
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    Progress = Callable[[int, int], None]
+    Row = tuple[str, str, str, int | None]
+
+SAME, NAMESPACE, AUTO = "same", "namespace", "auto"
+CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE = 21, 40
+# What the stubs of a restart without root need until they give everything up: CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_PTRACE,
+# CAP_SYS_ADMIN, CAP_SYS_RESOURCE, CAP_CHECKPOINT_RESTORE, all of them only towards the new user namespace.
+AMBIENT = (8, 18, 19, 21, 24, 40)
+MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+NSEC = 1_000_000_000
+
+_ERRORS: dict[str, type[TorporError]] = {
+    kind.__name__: kind for kind in (TorporError, UsageError, Unsupported, BadImage, NoPermission)
+}
+
+
+class Restarted:
+    """A program that goes on. `pid` is its id here, `own_pid` the one it knows; `warnings` is what could not be given back."""
+
+    def __init__(self, pid: int, own_pid: int, mode: str, warnings: list[Obstacle], channel: int) -> None:
+        self.pid, self.own_pid, self.mode, self.warnings = pid, own_pid, mode, warnings
+        self._channel = channel
+
+    def wait(self) -> int:
+        """Wait until the first process of the tree has ended; its wait status (wait(2)). -1 when its keeper was killed."""
+        message = _receive(self._channel)
+        self.leave()
+        return message if isinstance(message, int) else -1
+
+    def leave(self) -> None:
+        """Leave the program alone."""
+        if self._channel >= 0:
+            os.close(self._channel)
+            self._channel = -1
+
+
+def restart(
+    source: str | os.PathLike[str] | int,
+    *,
+    pids: str = AUTO,
+    cpu: str = "same",
+    allow_changed: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> Restarted:
+    """Let the program in the image `source` go on ("-": standard input; a number: a descriptor).
+
+    `pids`: "same" ids as before in this pid namespace, a "namespace" of its own, or "auto", the first that can be had. `cpu`:
+    "used"
+    admits a CPU that lacks what the old one only offered. `allow_changed`: files that may differ from what they were. Raises
+    TorporError (BadImage, Unsupported, NoPermission, UsageError); nothing is left of the tree then.
+    """
+    if pids not in (SAME, NAMESPACE, AUTO) or cpu not in ("same", "used"):
+        raise UsageError(Obstacle("arguments", f"pids={pids!r}, cpu={cpu!r} is none of the choices"))
+    with Image.open(source) as image:
+        root = plan.read(image)
+        found = list(check(image, root, cpu, frozenset(os.path.abspath(path) for path in allow_changed)))
+        if found:
+            raise _kind_of(found)([obstacle for obstacle, _ in found])
+        image.verify_data(progress)
+        mode = _choose(pids, root)
+        restarted = _commit(image, root, mode)
+        if restarted is None and pids == AUTO and mode == SAME:
+            restarted = _commit(image, root, NAMESPACE)
+        if restarted is None:
+            raise NoPermission(Obstacle("process ids", "this user may not choose them", "say --pids namespace"))
+        return restarted
+
+
+# --- the check pass
+
+
+def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) -> Iterator[tuple[Obstacle, type[TorporError]]]:
+    """Every reason why the image cannot be restarted here, with the kind of error it makes. Makes nothing."""
+    yield from _machine(image, root, cpu)
+    for node in image.of(FileNode):
+        if difference := nodes.differences(node, allowed):
+            yield difference, Unsupported
+    making = Making(image)
+    for record in image.records:
+        if isinstance(record, files.RECORDS) and (obstacle := files.check(record, making)):
+            yield obstacle, Unsupported
+    pages = plan.pages_of(image)
+    for process in root.family():
+        if process.alive:
+            for reason in _process_faults(process, [record for record, _ in pages.get(process.mm.id, [])]):
+                yield Obstacle(image.name, reason, "take another checkpoint", pid=process.record.pid), BadImage
+            yield from _may_become(process)
+            if any(process.arch.registers.needs_permission(thread.registers) for thread in process.threads):
+                what = "AMX tiles are in use, and giving them back is not possible yet"
+                yield Obstacle("processor", what, "checkpoint outside of the tile computation", pid=process.record.pid), Unsupported
+            for path in (process.fs.root, process.fs.cwd):
+                if not os.path.isdir(path):
+                    yield Obstacle(f"directory {path!r}", "it is not here", "make it again", pid=process.record.pid), Unsupported
+    owners = {process.record.mm for process in root.family() if process.alive}
+    for data, _ in image.chunks:
+        owner = image.by_id(data.owner, Record)
+        if isinstance(data, Pages) != (data.owner in owners) or not isinstance(owner, FileNode | memory.Mm):
+            yield Obstacle(image.name, f"it has data for #{data.owner}, which has none", "take another checkpoint"), BadImage
+        elif isinstance(owner, FileNode) and any(run.start + run.length > owner.size for run in data.runs):
+            yield Obstacle(image.name, f"it has data behind the end of file #{data.owner}", "take another checkpoint"), BadImage
+
+
+def _machine(image: Image, root: ProcessPlan, cpu: str) -> Iterator[tuple[Obstacle, type[TorporError]]]:
+    """Whether this CPU and kernel can carry the program (R-B5)."""
+    if image.header.page_size != os.sysconf("SC_PAGE_SIZE"):
+        yield (
+            Obstacle(image.name, f"its pages have {image.header.page_size} bytes, this kernel's {os.sysconf('SC_PAGE_SIZE')}"),
+            Unsupported,
+        )
+    if image.header.arch not in {process.record.arch for process in root.family()}:
+        yield Obstacle(image.name, "its header is of another architecture than its processes", "take another checkpoint"), BadImage
+    used = 0
+    for process in root.family():
+        for thread in process.threads:
+            used |= thread.record.registers
+    headers = image.of(root.arch.header_record)
+    if len(headers) != 1:
+        yield Obstacle(image.name, f"it has {len(headers)} architecture headers", "take another checkpoint"), BadImage
+        return
+    for reason in root.arch.verdict(headers[0], used, cpu):
+        yield Obstacle("processor", reason), Unsupported
+
+
+def _process_faults(process: ProcessPlan, chunks: list[Pages]) -> Iterator[str]:
+    """What in the records of a process no process can have."""
+    kind, mm = process.arch, process.mm
+    yield from memory.faults(mm, kind)
+    yield from memory.stray_pages(mm, chunks)
+    yield from tables.faults(process.files)
+    yield from signals.bad_actions(process.handlers.actions, kind.user_limit)
+
+    def after_syscall(address: int) -> bool:
+        return memory.executable(mm, address - 2)
+
+    for thread in process.threads:
+        for reason in (
+            *threads.faults(thread.record, kind.user_limit + PAGE),
+            *kind.registers.validate(
+                thread.registers,
+                user_limit=kind.user_limit,
+                is_executable=lambda address: memory.executable(mm, address),
+                is_mapped=lambda address: memory.mapped(mm, address),
+                syscall_before=after_syscall,
+            ),
+        ):
+            yield f"thread {thread.record.tid}: {reason}"
+
+
+PAGE = memory.PAGE
+
+
+def _may_become(process: ProcessPlan) -> Iterator[tuple[Obstacle, type[TorporError]]]:
+    """Whether this user may give a process the user and group ids it had."""
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        permitted = clone.capget()[1]
+        for thread in process.threads:
+            if lacking := thread.record.permitted & ~permitted:
+                reason = f"it had capabilities that torpor has not itself ({lacking:#x})"
+                yield Obstacle("credentials", reason, "restart it with more rights", pid=process.record.pid), NoPermission
+                return
+        return
+    for thread in process.threads:
+        if set(thread.record.uids) != {uid} or set(thread.record.gids) != {gid}:
+            ids = f"user {thread.record.uids[1]}, group {thread.record.gids[1]}"
+            yield (
+                Obstacle("credentials", f"it ran as {ids}, and this user is {uid}, group {gid}",
+                         "restart it as that user, or as root", pid=process.record.pid),
+                NoPermission,
+            )  # fmt: skip
+            return
+        if thread.record.permitted:
+            yield Obstacle("credentials", "it had capabilities that this user cannot give", "restart it as root",
+                           pid=process.record.pid), NoPermission  # fmt: skip
+            return
+
+
+def _kind_of(found: list[tuple[Obstacle, type[TorporError]]]) -> type[TorporError]:
+    """The most telling of several kinds of error: a bad image before a missing right before everything else."""
+    kinds = {kind for _, kind in found}
+    return next(kind for kind in (BadImage, NoPermission, Unsupported) if kind in kinds)
+
+
+# --- which ids
+
+
+def _choose(pids: str, root: ProcessPlan) -> str:
+    """SAME or NAMESPACE. Raises NoPermission or Unsupported where SAME was asked for and cannot be had."""
+    if pids == NAMESPACE:
+        return NAMESPACE
+    effective, _, _ = clone.capget()
+    capable = effective >> CAP_CHECKPOINT_RESTORE & 1 or effective >> CAP_SYS_ADMIN & 1
+    taken = _taken(root) if capable else []
+    if pids == AUTO:
+        return SAME if capable and not taken else NAMESPACE
+    if not capable:
+        raise NoPermission(
+            Obstacle("process ids", "this user may not choose them (CAP_CHECKPOINT_RESTORE)", "say --pids namespace")
+        )
+    if taken:
+        listed = ", ".join(map(str, taken[:5]))
+        raise Unsupported(
+            Obstacle("process ids", f"{listed} {'is' if len(taken) == 1 else 'are'} taken here", "say --pids namespace")
+        )
+    return SAME
+
+
+def _taken(root: ProcessPlan) -> list[int]:
+    return [number for number in root.ids() if os.path.exists(f"/proc/{number}")]
+
+
+# --- the keeper
+
+
+def _commit(image: Image, root: ProcessPlan, mode: str) -> Restarted | None:
+    """Run the commit pass in a keeper of its own. None when the kernel did not let it choose the ids (EPERM)."""
+    receive, send = os.pipe2(os.O_CLOEXEC)
+    keeper = os.fork()
+    if keeper == 0:
+        os.close(receive)
+        _keep(image, root, mode, send)
+    os.close(send)
+    try:
+        answer = _receive(receive)
+        if not isinstance(answer, tuple):
+            os.close(receive)
+            _, status = os.waitpid(keeper, 0)
+            raise TorporError(Obstacle("restart", f"its keeper ended unexpectedly (wait status {status})"))
+        kind, pid, rows = answer
+        obstacles = [Obstacle(what, reason, remedy, pid=number) for what, reason, remedy, number in rows]
+        if kind == "ok":
+            pid = pid or _find_inside(keeper, root.record.pid)
+            return Restarted(pid, root.record.pid, mode, obstacles, receive)
+        os.close(receive)
+        os.waitpid(keeper, 0)
+        if kind == "not permitted":
+            return None
+        raise _ERRORS[kind](obstacles)
+    except BaseException:
+        raise
+
+
+def _find_inside(keeper: int, own_pid: int) -> int:
+    """The id here of the process that is `own_pid` in the pid namespace below `keeper`; 0 if it has ended already."""
+    for pid in procfs.descendants(keeper):
+        try:
+            if procfs.status(pid).ns_tgid[-1] == own_pid and pid not in procfs.children(keeper):
+                return pid
+        except OSError:
+            continue
+    return 0
+
+
+def _send(channel: int, message: int | tuple[str, int, list[Row]]) -> None:
+    data = marshal.dumps(message)
+    try:
+        os.write(channel, len(data).to_bytes(4, "little") + data)
+    except BrokenPipeError:
+        pass  # nobody waits for us any more
+
+
+def _receive(channel: int) -> object:
+    head = _read(channel, 4)
+    if len(head) < 4:
+        return None
+    data = _read(channel, int.from_bytes(head, "little"))
+    result: object = marshal.loads(data)
+    return result
+
+
+def _read(channel: int, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        part = os.read(channel, length - len(data))
+        if not part:
+            break
+        data += part
+    return data
+
+
+def _keep(image: Image, root: ProcessPlan, mode: str, channel: int) -> None:
+    """The keeper: enter namespaces, rebuild the tree, be its parent until it ends. Does not return."""
+    status = 1
+    try:
+        own_groups = False
+        if mode == NAMESPACE:
+            own_groups = os.geteuid() != 0
+            _enter_namespaces(own_groups)
+        _continue_clocks(image, mode == NAMESPACE)
+        if mode == NAMESPACE:
+            init = os.fork()
+            if init:
+                _drop_terminal()
+                _ignore_terminal()
+                os.waitpid(init, 0)
+                os._exit(0)
+            _become_init(own_groups)
+        _rebuild_and_stay(image, root, own_groups, channel)
+        status = 0
+    except TorporError as error:
+        kind = type(error).__name__
+        _send(channel, (kind, 0, [(o.object, o.reason, o.remedy, o.pid) for o in error.obstacles]))
+    except OSError as error:
+        if isinstance(error, PermissionError) and str(error).startswith("[Errno 1] clone3") and mode == SAME:
+            _send(channel, ("not permitted", 0, []))
+        else:
+            what = str(error).partition("] ")[2] or str(error)
+            _send(channel, ("TorporError", 0, [("restart", what, "nothing is left of it", None)]))
+    except BaseException as error:
+        import traceback
+
+        traceback.print_exc()
+        _send(channel, ("TorporError", 0, [("restart", f"{type(error).__name__}: {error}", "this is a bug", None)]))
+    finally:
+        os._exit(status)
+
+
+def _enter_namespaces(own_user: bool) -> None:
+    """New pid and mount namespaces and, for an ordinary user, a user namespace in which he is himself."""
+    uid, gid = os.geteuid(), os.getegid()
+    flags = clone.CLONE_NEWPID | clone.CLONE_NEWNS | (clone.CLONE_NEWUSER if own_user else 0)
+    try:
+        clone.unshare(flags)
+    except OSError as error:
+        raise NoPermission(
+            Obstacle(
+                "namespaces",
+                f"the kernel does not let this user make them ({error.strerror})",
+                "allow unprivileged user namespaces (sysctl user.max_user_namespaces), or be root",
+            )
+        ) from error
+    if own_user:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+
+
+def _continue_clocks(image: Image, fresh: bool) -> None:
+    """Give the children of this process clocks that go on from the instant of the checkpoint (time_namespaces(7))."""
+    own_monotonic, own_boottime = procfs.timens_offsets(os.getpid())
+    monotonic = image.header.monotonic - (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - own_monotonic)
+    boottime = image.header.boottime - (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - own_boottime)
+    try:
+        clone.unshare(clone.CLONE_NEWTIME)
+    except OSError:
+        if image.header.boot_id == procfs.boot_id() and not own_monotonic:
+            return  # the same clock still runs, only further on
+        raise NoPermission(
+            Obstacle("clocks", "this kernel or user has no time namespaces, so that the program's clock would jump",
+                     "restart it on the boot it was saved on, or on a kernel with CONFIG_TIME_NS")
+        ) from None  # fmt: skip
+    with open("/proc/self/timens_offsets", "w") as file:
+        for name, offset in (("monotonic", monotonic), ("boottime", boottime)):
+            file.write(f"{name} {offset // NSEC} {offset % NSEC}\n")
+
+
+def _become_init(own_user: bool) -> None:
+    """The first process of a new pid namespace: a /proc of its own, and capabilities that survive execve."""
+    clone.mount("none", "/", "", MS_REC | MS_PRIVATE)
+    clone.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    if own_user:
+        effective, permitted, _ = clone.capget()
+        clone.capset(effective, permitted, permitted)
+        clone.raise_ambient(AMBIENT)
+
+
+def _rebuild_and_stay(image: Image, root: ProcessPlan, own_groups: bool, channel: int) -> None:
+    """Rebuild, report, let go; then wait for the tree and report its end."""
+    rebuilding = Rebuilding(root, Making(image), own_groups=own_groups)
+    try:
+        rebuilding.run()
+    except BaseException:
+        rebuilding.abandon()
+        raise
+    # Our own copy of the pipe must not keep the tree's descriptors alive, nor the image: close before, not after.
+    first = rebuilding.born[0]
+    rows = [(o.object, o.reason, o.remedy, o.pid) for o in rebuilding.warnings]
+    rebuilding.let_go()
+    image.close()
+    _send(channel, ("ok", _pid_outside(first), rows))
+    _drop_terminal()
+    _ignore_terminal()
+    while True:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:
+            return
+        if pid == first:
+            _send(channel, status)
+
+
+def _pid_outside(pid: int) -> int:
+    """The id under which those outside of our pid namespace know process `pid`; 0 when only they can tell."""
+    return pid if os.getpid() != 1 else 0
+
+
+def _ignore_terminal() -> None:
+    """What a terminal or a shell sends to a whole group is for the program, not for its keeper."""
+    process_signals.ignore(
+        process_signals.SIGHUP,
+        process_signals.SIGINT,
+        process_signals.SIGQUIT,
+        process_signals.SIGTERM,
+        process_signals.SIGTSTP,
+    )
+
+
+def _drop_terminal() -> None:
+    """The keeper reads and writes nothing: it must not hold the program's standard streams open."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.close(null)

@@ -1,0 +1,1 @@
+"""A task in our hands: freeze, read, call remotely, spawn."""

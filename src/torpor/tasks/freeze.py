@@ -1,0 +1,320 @@
+"""Stopping a whole process tree, and letting it go.
+
+A stop is PTRACE_SEIZE and PTRACE_INTERRUPT of every thread: it is taken at the boundary to user space, so that all registers are
+to be had (R-A3), it sends no signal and the parent sees nothing. Parents are stopped before their children are looked for, so
+no child is missed, and a parent that waits in vfork(2) gets its child's execve or exit before it stops (R-A3, "pretty soon").
+
+ptrace belongs to a thread: everything here must happen in the thread that called `freeze`. If that thread ends, the kernel
+lets every task go.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from torpor import arch
+from torpor.errors import NoPermission, Obstacle, TorporError, Unsupported
+from torpor.linux import procfs, ptrace
+from torpor.tasks import interrupted
+from torpor.tasks.phase import FROZEN, THAWED, enter_phase
+from torpor.tasks.remote import find_padding
+from torpor.tasks.task import Process, Thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP SIGTSTP SIGTTIN SIGTTOU
+
+PATIENCE = 10.0
+"""Seconds to wait for a task that is busy in the kernel (vfork, a slow disk) before the checkpoint is refused."""
+
+
+class FrozenThread(Thread):
+    """A thread that has been stopped.
+
+    `stopped_by` is the signal of the job-control stop that it was in already, or 0.
+    """
+
+    __slots__ = ("issued_again", "status", "stopped_by")
+
+    process: FrozenProcess
+    issued_again: int
+    """The number of the call that it was in, if our stop has ended that and `regs` issue it again; else -1."""
+
+    def __init__(self, process: FrozenProcess, tid: int, stopped_by: int) -> None:
+        registers = process.arch.registers.read_general(tid)
+        self.stopped_by, self.issued_again = stopped_by, -1
+        self.status = procfs.status(process.pid, tid)
+        super().__init__(process, tid, self.status.ns_pid[-1], registers, ptrace.get_signal_mask(tid))
+
+
+class FrozenProcess(Process):
+    """A process whose threads are all stopped, or a zombie (no threads)."""
+
+    __slots__ = ("padding", "parent", "stat", "status", "threads")
+
+    padding: int
+    """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
+
+    def __init__(self, pid: int, parent: FrozenProcess | None) -> None:
+        self.status = procfs.status(pid)
+        super().__init__(pid, self.status.ns_tgid[-1])
+        self.parent = parent
+        self.stat = procfs.stat(pid)
+        self.threads: list[FrozenThread] = []
+
+    @property
+    def zombie(self) -> bool:
+        """It has ended and its parent has not yet asked how."""
+        return not self.threads
+
+    @property
+    def leader(self) -> FrozenThread:
+        """The thread whose id is the process's."""
+        return self.threads[0]
+
+
+class FrozenTree:
+    """A stopped process tree, parents before children. Leaving the `with` block lets it go."""
+
+    def __init__(self) -> None:
+        self.processes: list[FrozenProcess] = []
+        self.lost_signals: list[tuple[int, int]] = []
+        self._seized: set[int] = set()
+
+    def __enter__(self) -> FrozenTree:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.thaw()
+
+    def threads(self) -> Iterator[FrozenThread]:
+        """Every thread of the tree."""
+        for process in self.processes:
+            yield from process.threads
+
+    def alive(self) -> Iterator[FrozenProcess]:
+        """Every process that is not a zombie."""
+        return (process for process in self.processes if not process.zombie)
+
+    def thaw(self) -> None:
+        """Let every task go on as if nothing had been."""
+        for tid in self._seized:
+            # ESRCH: killed meanwhile. A task that never stopped is let go by the kernel when this thread ends.
+            _ignoring_gone(ptrace.detach, tid)
+        self._seized.clear()
+        for pid, signal in self.lost_signals:
+            _ignoring_gone(os.kill, pid, signal)
+        self.lost_signals.clear()
+        for process in self.processes:
+            process.close()
+        enter_phase(THAWED)
+
+    def kill(self) -> None:
+        """End every process of the tree by SIGKILL and wait until the kernel has taken its threads down."""
+        for process in self.alive():
+            _ignoring_gone(os.kill, process.pid, 9)
+        for process in self.alive():
+            # A traced thread stays a zombie until its tracer has waited for it, and the leader until all others are gone.
+            for thread in reversed(process.threads):
+                if thread is process.leader and process.stat.ppid == os.getpid():
+                    # The caller's own child: how it ended is for the caller to ask.
+                    os.waitid(os.P_PID, thread.tid, os.WEXITED | os.WNOWAIT)
+                else:
+                    _wait_gone(thread.tid)
+            process.close()
+        self._seized.clear()
+        enter_phase(THAWED)
+
+    # -- stopping
+
+    def add(self, pid: int, parent: FrozenProcess | None) -> FrozenProcess:
+        """Stop one process and all its threads."""
+        process = FrozenProcess(pid, parent)
+        if process.stat.state in "ZX":
+            if procfs.threads(pid) != [pid]:
+                raise Unsupported(
+                    Obstacle(
+                        "first thread",
+                        "it has ended while other threads go on, and its registers are gone",
+                        "checkpoint the program before its main thread calls pthread_exit",
+                        pid=pid,
+                    )
+                )
+            self.processes.append(process)
+            return process
+        process.arch = arch.of_program(pid)
+        process.padding = padding_of(process)
+        ended: set[int] = set()
+        while True:
+            known = ended | {thread.tid for thread in process.threads}
+            new = [tid for tid in procfs.threads(pid) if tid not in known]
+            if not new:
+                break
+            # One at a time: between the stop of a thread and `settle` lies the one instant at which the death of torpor
+            # could show, as EINTR from a call that any stop ends.
+            for tid in new:
+                if not self._seize(pid, tid) or (stop := self._stop(pid, tid)) < 0:
+                    ended.add(tid)
+                    continue
+                thread = FrozenThread(process, tid, stop)
+                interrupted.settle(thread)
+                process.threads.append(thread)
+        if pid in ended:
+            # It was just ending. Now it is a zombie, gone, or, with other threads left, what cannot be saved.
+            return self.add(pid, parent)
+        self.processes.append(process)
+        return process
+
+    def add_absent(self, pid: int, parent: FrozenProcess | None, status: int) -> None:
+        """Take a running process for one that has ended with the wait status `status`."""
+        process = FrozenProcess(pid, parent)
+        process.stat.exit_code = status
+        self.processes.append(process)
+
+    def _seize(self, pid: int, tid: int) -> bool:
+        """Become the tracer of one thread; False if it has ended meanwhile."""
+        try:
+            ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            try:
+                status = procfs.status(pid, tid)
+            except (FileNotFoundError, ProcessLookupError):
+                return False
+            if status.state in "ZX":
+                return False
+            raise _not_ours(pid, tid, status.tracer_pid) from None
+        self._seized.add(tid)
+        return True
+
+    def _stop(self, pid: int, tid: int) -> int:
+        """Stop a seized thread. Returns the signal of the group-stop it was in already, 0, or -1: it has ended."""
+        try:
+            ptrace.interrupt(tid)
+        except ProcessLookupError:
+            return -1
+        patience = time.monotonic() + PATIENCE
+        tries = 0
+        while True:
+            status = ptrace.wait(tid, block=False)
+            if status is None:
+                tries += 1
+                if tries < 200:
+                    os.sched_yield()
+                elif time.monotonic() > patience:
+                    raise _busy(pid, tid)
+                else:
+                    time.sleep(0.0005)
+            elif not os.WIFSTOPPED(status):
+                self._seized.discard(tid)
+                return -1
+            elif status >> 16 == ptrace.EVENT_STOP:
+                signal = status >> 8 & 0xFF
+                return signal if signal in STOP_SIGNALS else 0
+            else:
+                # A signal was about to be delivered: deliver it, or it is lost. That stop has used our interrupt up: ask again.
+                ptrace.cont(tid, 0 if status >> 16 else status >> 8 & 0xFF)
+                _ignoring_gone(ptrace.interrupt, tid)
+
+
+def _stopped(tree: FrozenTree, pid: int, parent: FrozenProcess | None) -> FrozenProcess | None:
+    """A process of the tree, stopped, or as the zombie that it is about to become; None if it is gone."""
+    while True:
+        try:
+            return tree.add(pid, parent)
+        except (FileNotFoundError, ProcessLookupError):
+            # It is ending: one file of /proc after the other goes, until a zombie is left, which its stopped parent cannot reap.
+            if not procfs.exists(pid):
+                return None
+            time.sleep(0.0002)
+
+
+def padding_of(process: FrozenProcess) -> int:
+    """The padding of a process's vdso, or 0 if it has none that would do (preflight will say so)."""
+    try:
+        return find_padding(process, procfs.maps(process.pid))
+    except Unsupported:
+        return 0
+
+
+def freeze(root: int, absent: Mapping[int, int]) -> FrozenTree:
+    """Stop process `root` and all its descendants.
+
+    The processes `absent` (id -> wait status) are left alone, and stand in the tree as zombies of that status. Raises
+    ProcessLookupError (no such process), NoPermission, Unsupported; then nothing is stopped any more.
+    """
+    tree = FrozenTree()
+    try:
+        waiting: list[tuple[int, FrozenProcess | None]] = [(root, None)]
+        while waiting:
+            pid, parent = waiting.pop(0)
+            if pid in absent:
+                tree.add_absent(pid, parent, absent[pid])
+                continue
+            process = _stopped(tree, pid, parent)
+            if process is None:
+                if parent is None:
+                    raise ProcessLookupError(3, f"there is no process {pid}")
+                continue  # a child that was reaped by another child's end before it could be stopped
+            if not process.zombie:
+                waiting += [(child, process) for child in sorted(procfs.children(pid))]
+    except BaseException:
+        tree.thaw()
+        raise
+    enter_phase(FROZEN)
+    return tree
+
+
+def _ignoring_gone(function: object, *args: int) -> None:
+    try:
+        function(*args)  # type: ignore[operator]
+    except ProcessLookupError:
+        pass
+
+
+def _wait_gone(tid: int) -> None:
+    while True:
+        try:
+            status = ptrace.wait(tid)
+        except ChildProcessError:
+            return
+        if status is None or not os.WIFSTOPPED(status):
+            return
+
+
+def _not_ours(pid: int, tid: int, tracer: int) -> TorporError:
+    if tracer:
+        return NoPermission(
+            Obstacle(
+                "process" if pid == tid else f"thread {tid}",
+                f"it is being traced by process {tracer} already",
+                "end that debugger first",
+                pid=pid,
+            )
+        )
+    return NoPermission(
+        Obstacle(
+            "process",
+            "the kernel does not let this user trace it (ptrace(2), 'ptrace access mode checking')",
+            "run torpor as the user whose process it is, or as root",
+            pid=pid,
+        )
+    )
+
+
+def _busy(pid: int, tid: int) -> Unsupported:
+    where = procfs.wchan(pid, tid)
+    return Unsupported(
+        Obstacle(
+            "process" if pid == tid else f"thread {tid}",
+            f"it has been busy in the kernel for {PATIENCE:.0f} s and cannot be stopped there"
+            + (f" (in {where})" if where else ""),
+            "try again when the vfork child has called execve, or the disk or network file system answers",
+            pid=pid,
+        )
+    )

@@ -1,0 +1,335 @@
+"""System calls made by a stopped thread on torpor's behalf, in a way that a `kill -9` of torpor cannot hurt.
+
+The architecture's code (arch/*/code*.S) is put where nothing else looks: into the zero padding behind the section headers
+of the task's own vdso, through /proc/PID/mem; that page is copied on write and inert until a register points into it. Beside it
+lies, as data, every register to be put back. Writing the instruction pointer is the one commit point: from there on the code,
+running free, always ends by itself in the registers, flags and signal mask the thread had.
+
+For torpor the code stops by sending the thread a signal that is ignored by default: a stop for a tracer, nothing for a task that
+has none. Where every such signal is caught or pending, it stops at system calls instead (PTRACE_SYSCALL), more slowly.
+
+Verbs in life order: `infect`, `batch` (or `call`), `cure`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from torpor.errors import Obstacle, TorporError, Unsupported
+from torpor.linux import memory, procfs, ptrace
+from torpor.tasks.phase import INJECTED, INJECTING, enter_phase
+from torpor.tasks.retry import slots_at, words_in
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from torpor.linux.procfs import Mapping, Status
+    from torpor.tasks.freeze import FrozenProcess
+    from torpor.tasks.task import Process, Thread
+
+    Call = Sequence[str | int]
+
+WORK_LENGTH = 64 * 1024
+_TABLE, _DATA, _SINK = 64, 32 * 1024, 48
+_ENTRY = struct.Struct("<9Q")
+_TABLE_CALLS = (_DATA - _TABLE) // _ENTRY.size
+_WORD = (1 << 64) - 1
+
+_QUIET = (23, 28, 17)  # SIGURG SIGWINCH SIGCHLD: ignored by default
+_NEVER = (5, 9, 11, 19)
+_SYSCALL_STOP = 5 | 0x80
+
+
+class Busy(TorporError):
+    """A thread is still leaving the code of a torpor that was killed; it does so by itself, a moment later."""
+
+
+def quiet_signal(status: Status) -> int:
+    """A signal that the thread would ignore and that is not pending, or 0 if there is none."""
+    pending = status.pending | status.shd_pending
+    for signal in _QUIET:
+        if not (status.caught | pending) >> (signal - 1) & 1:
+            return signal
+    for signal in range(1, 65):
+        if signal not in _NEVER and status.ignored & ~pending & ~status.caught & 1 << (signal - 1):
+            return signal
+    return 0
+
+
+def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
+    """Where torpor's code can lie in a process: the address behind the vdso's section headers (elf(5)).
+
+    Raises Unsupported when the process has no vdso or no room in it.
+    """
+    for mapping in mappings:
+        if mapping.path == "[vdso]":
+            wide = process.arch.word == 8
+            head = os.pread(process.mem, 64, mapping.start)
+            (table,) = struct.unpack_from("<Q" if wide else "<I", head, 40 if wide else 32)
+            size, count = struct.unpack_from("<HH", head, 58 if wide else 46)
+            start: int = mapping.start + (table + size * count + 15 & ~15)
+            if start + len(process.arch.code) <= mapping.end:
+                return start
+            raise Unsupported(Obstacle("vdso", "there is no room behind its section headers", pid=process.pid))
+    raise Unsupported(
+        Obstacle("vdso", "the process has none", "start it without removing the vdso (vdso=0 on the kernel's command line)",
+                 pid=process.pid)
+    )  # fmt: skip
+
+
+def find_hole(mappings: Sequence[Mapping], length: int, limit: int) -> int:
+    """An address where `length` bytes are free with a page to spare on both sides, below `limit`. Raises Unsupported."""
+    low = 0x10000 + 0x1000
+    for mapping in mappings:
+        if mapping.start >= limit:
+            break
+        if mapping.start - low >= length + 0x1000 and "gd" not in mapping.flags and mapping.path != "[stack]":
+            return low
+        low = max(low, mapping.end + 0x1000)
+    if limit - low >= length + 0x2000:
+        return low
+    raise Unsupported(Obstacle("address space", "there is no room for 64 KiB of work space in it"))
+
+
+def being_left(process: FrozenProcess, padding: int) -> bool:
+    """Whether a thread is still inside code that a killed torpor left in the padding, or in a slot.
+
+    Either its instruction pointer is there, or a signal handler interrupted it there and will return to it.
+    """
+    length = len(process.arch.code)
+    a = process.arch
+    if any(padding <= thread.regs[a.ip] < padding + length for thread in process.threads):
+        return True
+    _, end = slots_at(process, padding)
+    if not any(os.pread(process.mem, end - padding, padding)):
+        return False
+    for thread in process.threads:
+        try:
+            stack = os.pread(process.mem, 16384, thread.regs[a.sp] - 128)
+        except OSError:
+            continue
+        if words_in(a.unwords(stack[: len(stack) // a.word * a.word]), process, padding):
+            return True
+    return False
+
+
+class Remote:
+    """One stopped thread that makes calls for us.
+
+    `code_at`: where its code lies; `work_at`: a free range of WORK_LENGTH bytes, or the one that is mapped already (`mapped`).
+    """
+
+    def __init__(self, thread: Thread, code_at: int, work_at: int, *, signal: int, mapped: bool = False) -> None:
+        self.thread, self.arch, self.code_at, self.work_at = thread, thread.process.arch, code_at, work_at
+        self.signal = signal
+        self.mapped = mapped
+        self.suppressed: list[int] = []
+        """Signals that arrived although blocked (SIGSTOP): the caller sends them again when it is done."""
+        self.born: list[int] = []
+        """Tasks that a call of this thread has made; stopped, and traced by us."""
+        self._base = dict(thread.regs)
+        self._used = 0
+
+    def __enter__(self) -> Remote:
+        self.infect()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cure()
+
+    # -- life
+
+    def prepare(self) -> None:
+        """Put the code and the registers to be put back beside it, unless they are there; the thread is not touched."""
+        if self.thread.process.lent_to is self:
+            return
+        self.thread.process.lent_to = self
+        a, thread = self.arch, self.thread
+        values = a.heal_values(thread.regs) | {
+            "v_work": self.work_at,
+            "v_length": WORK_LENGTH,
+            "v_tgid": thread.process.own_pid,
+            "v_tid": thread.own_tid,
+            "v_signal": self.signal,
+            "v_block": self._block,
+            "v_mask": thread.mask,
+        }
+        values = {name: value for name, value in values.items() if name in a.code.variables}
+        code = a.code.placed(self.code_at, self.work_at, values)
+        if os.pwrite(thread.process.mem, code, self.code_at) != len(code):
+            raise OSError(14, f"/proc/{thread.process.pid}/mem: short write")
+
+    def infect(self) -> None:
+        """Let the thread map its work area. From here on it would heal by itself."""
+        self.prepare()
+        enter_phase(INJECTING)
+        if not self.mapped:
+            self._enter("entry")
+            if not self._work_area_is_there():
+                self._give_back()
+                raise Unsupported(
+                    Obstacle(
+                        "memory",
+                        "there is none left to map 64 KiB for the calls that a checkpoint needs",
+                        "raise the address-space limit (ulimit -v) or the memory limit of its control group",
+                        pid=self.thread.process.pid,
+                    )
+                )
+            self.mapped = True
+
+    def _work_area_is_there(self) -> bool:
+        try:
+            return len(os.pread(self.thread.process.mem, 8, self.work_at)) == 8
+        except OSError:
+            return False
+
+    def cure(self) -> None:
+        """Unmap the work area and give the thread its mask and registers back, its interrupted call included."""
+        if self.mapped:
+            self._enter("finish")
+            self.mapped = False
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Mask first, then the registers: with these the thread is itself again, and needs no healing any more."""
+        ptrace.set_signal_mask(self.thread.tid, self.thread.mask)
+        self.arch.registers.write_general(self.thread.tid, self.thread.regs)
+        enter_phase(INJECTED)
+
+    # -- calls
+
+    def batch(self, calls: Sequence[Call]) -> list[int]:
+        """Make `calls`, each (name, argument...), in order; their results, negative errno included.
+
+        A failed call does not end the batch. Arguments are integers; data is handed over by `put`.
+        """
+        results: list[int] = []
+        for first in range(0, len(calls), _TABLE_CALLS):
+            results += self._batch(calls[first : first + _TABLE_CALLS])
+        return results
+
+    def call(self, name: str, *args: int) -> int:
+        """Make one call. Raises OSError when it fails."""
+        (result,) = self.batch([(name, *args)])
+        if result < 0:
+            raise OSError(-result, f"{name} in process {self.thread.process.pid}: {os.strerror(-result)}")
+        return result
+
+    def checked(self, calls: Sequence[Call]) -> list[int]:
+        """Like `batch`; raises OSError for the first call that failed."""
+        results = self.batch(calls)
+        for call, result in zip(calls, results, strict=True):
+            # mmap and brk return addresses: only the last page of the address space means an error.
+            if -4096 < result < 0:
+                raise OSError(-result, f"{call[0]} in process {self.thread.process.pid}: {os.strerror(-result)}")
+        return results
+
+    def _batch(self, calls: Sequence[Call]) -> list[int]:
+        self._load(calls)
+        self._enter("batch")
+        done = memory.read(self.thread.process.pid, self.work_at + _TABLE, _ENTRY.size * len(calls))
+        return [self.arch.signed(entry[7]) for entry in _ENTRY.iter_unpack(done)]
+
+    def _load(self, calls: Sequence[Call]) -> None:
+        """Write the table of calls into the work area."""
+        numbers, sink = self.arch.syscalls, self.work_at + _SINK
+        table = bytearray(_ENTRY.size * len(calls))
+        for index, (name, *args) in enumerate(calls):
+            words = [int(a) & _WORD for a in args] + [0] * (6 - len(args))
+            number = numbers[name] if isinstance(name, str) else name
+            _ENTRY.pack_into(table, index * _ENTRY.size, number, *words, 0, sink)
+        pid = self.thread.process.pid
+        memory.write(pid, self.work_at + _TABLE, table)
+        memory.write(pid, self.work_at, struct.pack("<QQ", self.work_at + _TABLE, len(calls)))
+
+    # -- data
+
+    @property
+    def data(self) -> int:
+        """The address of the part of the work area that is the caller's."""
+        return self.work_at + _DATA
+
+    def put(self, data: bytes) -> int:
+        """Copy `data` into the work area and return its address there; valid until `reset`."""
+        start = self._used
+        if start + len(data) > WORK_LENGTH - _DATA:
+            raise ValueError(f"{len(data)} bytes do not fit into the work area")
+        self._used = start + len(data) + 15 & ~15
+        memory.write(self.thread.process.pid, self.data + start, data)
+        return self.data + start
+
+    def room(self, length: int) -> int:
+        """The address of `length` bytes of work area for results."""
+        return self.put(bytes(length))
+
+    def take(self, address: int, length: int) -> bytes:
+        """Read back `length` bytes."""
+        return memory.read(self.thread.process.pid, address, length)
+
+    def reset(self) -> None:
+        """Forget what `put` has handed over."""
+        self._used = 0
+
+    # -- running
+
+    @property
+    def _block(self) -> int:
+        return _WORD if not self.signal else _WORD & ~(1 << (self.signal - 1))
+
+    def _enter(self, symbol: str) -> None:
+        """Run the code from `symbol` to its next notification."""
+        self._start(symbol)
+        self.resume()
+
+    def _start(self, symbol: str) -> None:
+        """Point the thread at `symbol`: this is the one commit point, and the mask comes after it, never before."""
+        a, tid = self.arch, self.thread.tid
+        a.registers.write_general(tid, a.entered(self._base, self.code_at + a.code.symbols[symbol]))
+        ptrace.set_signal_mask(tid, self._block)
+
+    def resume(self) -> None:
+        """Let the code run to its next notification."""
+        arch, tid = self.arch, self.thread.tid
+        notified = self.code_at + arch.code.symbols["notified"]
+        go_on = ptrace.cont if self.signal else ptrace.cont_to_syscall
+        at_notify = 0
+        go_on(tid)
+        while True:
+            status = ptrace.wait(tid)
+            if status is None or not os.WIFSTOPPED(status):
+                raise ProcessLookupError(3, f"process {self.thread.process.pid} was killed meanwhile")
+            signal, event = status >> 8 & 0xFF, status >> 16
+            if event in (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE):
+                self.born.append(ptrace.event_message(tid))
+            elif event:
+                pass  # execve, a group-stop or its end: none can hold the code up
+            elif signal == (self.signal or _SYSCALL_STOP):
+                if arch.registers.read_general(tid)[arch.ip] == notified:
+                    at_notify += 1
+                    if self.signal or at_notify == 2:  # a call stops twice: on entry and on exit
+                        return
+            else:
+                self.suppressed.append(signal)
+            go_on(tid)
+
+    def begin(self, call: Call) -> None:
+        """Have the thread ready to make one call as soon as it is continued."""
+        self._load([call])
+        self._start("batch")
+
+    def leave(self, call: Call) -> None:
+        """Begin a call that does not return (exit_group, execveat)."""
+        self.begin(call)
+        ptrace.cont(self.thread.tid)
+
+
+def work_place(process: FrozenProcess) -> tuple[int, int]:
+    """Where in a frozen process code and work area can lie. Raises Unsupported; Busy while it is being left."""
+    mappings = procfs.maps(process.pid)
+    padding = process.padding or find_padding(process, mappings)
+    if being_left(process, padding):
+        raise Busy(Obstacle("process", "it is just leaving the calls of a torpor that was killed", "try again", pid=process.pid))
+    return padding, find_hole(mappings, WORK_LENGTH, process.arch.user_limit)

@@ -1,0 +1,70 @@
+"""A restored thread goes on in the call it was in, with the time that was left.
+
+Calls that the kernel restarts by themselves need nothing but their registers. Those with a restart block (-516: nanosleep,
+poll, futex
+with a timeout) need the block: the thread enters the call anew, with the rest of the time, while an interrupt is pending already,
+so that the call ends at once and the kernel itself has built the block. docs/architecture.md has the alternative.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from torpor.arch.contract import ERESTART_RESTARTBLOCK, NO_LIMIT
+from torpor.linux import ptrace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from torpor.tasks.remote import Remote
+
+NSEC = 1_000_000_000
+_SYSCALL_STOP = 5 | 0x80
+
+
+def rebuild_restart_block(remote: Remote, number: int, left: int) -> None:
+    """Let the kernel build the restart block of the call `number` with `left` ns to go.
+
+    `left` may be NO_LIMIT. `remote.thread.regs` are the registers of the interrupted call; when the call has nothing to wait
+    for any more they become those of its end. Nothing is done for a thread that shows no restart block.
+    """
+    arch, thread = remote.arch, remote.thread
+    call = arch.pending_call(thread.regs)
+    if call is None or call[1] != ERESTART_RESTARTBLOCK or number < 0:
+        return
+    arguments = [thread.regs[name] for name in arch.arguments]
+    if left != NO_LIMIT:
+        arch.shorten(number, arguments, left, remote.put)
+    result = _interrupted_call(remote, (number, *arguments))
+    if result == -ERESTART_RESTARTBLOCK:
+        return
+    mask = (1 << 8 * arch.word) - 1
+    thread.regs = thread.regs | {arch.result: result & mask, arch.number: mask}
+
+
+def _interrupted_call(remote: Remote, call: tuple[int, ...]) -> int:
+    """Make a call that finds a signal pending as soon as it would sleep. Returns its result, -516 included."""
+    tid = remote.thread.tid
+    remote.begin(call)
+    ptrace.cont_to_syscall(tid)
+    _await(tid, _SYSCALL_STOP)
+    ptrace.interrupt(tid)
+    ptrace.cont(tid)
+    _await(tid, 0)
+    return remote.arch.signed(remote.arch.registers.read_general(tid)[remote.arch.result])
+
+
+def _await(tid: int, signal: int) -> None:
+    """Wait for a system call stop (`signal` is SIGTRAP|0x80) or for the stop that an interrupt brings (0)."""
+    while True:
+        status = ptrace.wait(tid)
+        if status is None or not os.WIFSTOPPED(status):
+            raise ProcessLookupError(3, f"task {tid} was killed meanwhile")
+        if (signal and status >> 8 == signal) or (not signal and status >> 16 == ptrace.EVENT_STOP):
+            return
+        ptrace.cont(tid)
+
+
+def timespec(ns: int) -> bytes:
+    """struct timespec with 64-bit members."""
+    return struct.pack("<qq", *divmod(ns, NSEC))

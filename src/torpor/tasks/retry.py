@@ -1,0 +1,62 @@
+"""Waits that any stop ends go on with the rest of their time.
+
+epoll_wait, sigtimedwait and their like return EINTR from every stop (signal(7)) and have no restart block. They are issued again,
+but their time limit stands in a register or in the program's memory, which must not be seen to change. So the call is made from a
+*slot*: a few instructions behind torpor's code in the padding of the vdso, that issue the call with the rest of the time, put the
+register back and jump to where the program goes on. A thread that is stopped in its slot is taken out of it at once, so
+an image never knows of slots.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torpor.arch.contract import Registers
+    from torpor.tasks.task import Process, Thread
+
+
+def slots_at(process: Process, padding: int) -> tuple[int, int]:
+    """Where the slots of a process lie, and where they end."""
+    start = padding + (len(process.arch.code) + 15 & ~15)
+    return start, start + process.arch.slot_size * process.arch.slot_count
+
+
+def taken_out(thread: Thread, padding: int) -> Registers:
+    """The registers of a stopped thread as they would be if it had made its call by itself."""
+    arch, regs = thread.process.arch, thread.regs
+    start, end = slots_at(thread.process, padding)
+    if not start <= regs[arch.ip] < end:
+        return regs
+    at = start + (regs[arch.ip] - start) // arch.slot_size * arch.slot_size
+    return arch.from_slot(os.pread(thread.process.mem, arch.slot_size, at), at, regs)
+
+
+class Slots:
+    """The slots of one frozen process, handed out one by one."""
+
+    def __init__(self, process: Process, padding: int) -> None:
+        self.process = process
+        self._next, self._end = slots_at(process, padding)
+
+    def put(self, thread: Thread, number: int, left: int) -> None:
+        """Let `thread`, whose registers issue the call `number` again, issue it from a slot, for `left` ns.
+
+        Where no slot is left, it waits its whole time again.
+        """
+        arch = self.process.arch
+        if self._next + arch.slot_size > self._end or not arch.retried(number):
+            return
+        code, regs = arch.to_slot(self._next, thread.regs, number, left)
+        os.pwrite(self.process.mem, code.ljust(arch.slot_size, b"\0"), self._next)
+        self._next += arch.slot_size
+        thread.regs = regs
+
+
+def words_in(words: Sequence[int], process: Process, padding: int) -> bool:
+    """Whether one of `words` points into torpor's code or a slot."""
+    _, end = slots_at(process, padding)
+    return any(padding <= word < end for word in words)

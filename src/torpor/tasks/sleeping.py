@@ -1,0 +1,203 @@
+"""How much of a sleep is left: what the kernel knows and tells nobody.
+
+A task that waits with a time limit left its CPU when it went to sleep, and /proc/PID/sched says when (`se.exec_start`), on that
+CPU's task clock. The offset of that clock to CLOCK_MONOTONIC is found by sleeping on the same CPU and reading one's own. Both
+must be read *before* the stop, which wakes the task. Source: kernel/sched/fair.c, update_stats_curr_start().
+
+A stop resets exec_start, so what a checkpoint has found out is left behind for the next one: a note of 24 bytes in the
+padding of the task's vdso, next to where torpor's code lies while it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+
+from torpor import arch
+from torpor.arch.contract import ERESTART_RESTARTBLOCK, NO_LIMIT
+from torpor.errors import Unsupported
+from torpor.linux import memory, procfs
+from torpor.tasks.retry import slots_at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torpor.arch.contract import Arch
+    from torpor.tasks.freeze import FrozenThread
+    from torpor.tasks.task import Process
+
+NSEC = 1_000_000_000
+SAMPLES = 12
+_PLAUSIBLE = 10 * 365 * 86400 * NSEC
+"""Ten years: what two 32-bit words look like when they are read as one is longer."""
+_NOTE = struct.Struct("<IIQQ")  # thread id in its own namespace, call number, stack pointer, deadline in its own clock
+
+class Nap:
+    """A wait with a time limit, as it was seen before the stop: which call, until when (ns of CLOCK_MONOTONIC), how long in all."""
+
+    __slots__ = ("arguments", "asked", "deadline", "number", "restarted", "sp")
+
+    def __init__(self, number: int, restarted: bool, arguments: tuple[int, ...], sp: int, asked: int) -> None:
+        self.number, self.restarted, self.arguments, self.sp, self.asked = number, restarted, arguments, sp, asked
+        self.deadline = 0
+
+    def fits(self, thread: FrozenThread, restarted: bool) -> bool:
+        """Whether this is what the thread was stopped in; it may have gone on to another call meanwhile."""
+        kind, regs = thread.process.arch, thread.regs
+        if self.sp != regs[kind.sp]:
+            return False
+        if thread.issued_again >= 0:  # from a slot, perhaps: then the time limit was another
+            return self.number == thread.issued_again and self.arguments[:2] == tuple(regs[name] for name in kind.arguments[:2])
+        if self.arguments != tuple(regs[name] for name in kind.arguments):
+            return False
+        return self.restarted if restarted else self.number == regs[kind.number]
+
+    def left(self, now: int) -> int:
+        """The ns left at `now`. A deadline that has passed is that of the wait before this one, which has just begun."""
+        remaining = self.deadline - now
+        return remaining if remaining > 0 and self.asked < NO_LIMIT else self.asked
+
+
+def observe(pids: Iterable[int]) -> dict[int, Nap]:
+    """Every thread of the running processes `pids` that is waiting with a relative time limit, by its thread id."""
+    seen: list[tuple[int, Nap, float, int]] = []
+    for pid in pids:
+        try:
+            kind = arch.of_program(pid)
+            for tid in procfs.threads(pid):
+                if found := _waiting(kind, pid, tid):
+                    seen.append((tid, *found))
+        except (OSError, Unsupported):
+            continue  # it has ended, or preflight will say why not
+    offsets = {cpu: _clock_offset(cpu) for cpu in {cpu for _, nap, _, cpu in seen if nap.asked < NO_LIMIT}}
+    for _, nap, started, cpu in seen:
+        if nap.asked < NO_LIMIT:
+            nap.deadline = int(started * 1e6) + offsets[cpu] + nap.asked
+    return {tid: nap for tid, nap, _, _ in seen}
+
+
+def _waiting(kind: Arch, pid: int, tid: int) -> tuple[Nap, float, int] | None:
+    """The wait, exec_start in ms, and the CPU of a thread that waits with a relative limit.
+
+    Or that waits otherwise in restart_syscall(2): which call that is can be seen only while it waits.
+    """
+    state = procfs.syscall(pid, tid)
+    if state is None:
+        return None
+    number, arguments, sp, _ = state
+    restarted = number == kind.syscalls["restart_syscall"]
+    if restarted:
+        number = _restarted_call(kind, pid, tid, arguments)
+    asked = kind.asked(number, arguments, lambda address, length: memory.read(pid, address, length))
+    if asked is None:
+        if not restarted or number < 0:
+            return None
+        asked = NO_LIMIT
+    started = procfs.exec_start(pid, tid)
+    if started is None:
+        return None
+    return Nap(number, restarted, arguments, sp, asked), started, procfs.stat(pid, tid).last_cpu
+
+
+def _restarted_call(kind: Arch, pid: int, tid: int, arguments: Sequence[int]) -> int:
+    """Which call a thread in restart_syscall(2) waits in, by where in the kernel it sleeps; its arguments are still there."""
+    where = procfs.wchan(pid, tid)
+    if where in ("", "0"):
+        return -1
+    # A restarted nanosleep shows as what called it (do_syscall_64): its own functions count as the scheduler's.
+    name = "futex" if where.startswith("futex") else "poll" if "poll" in where else "nanosleep"
+    if name == "nanosleep" and arguments[0] < 4096:
+        name = "clock_nanosleep"  # the first argument is a clock, not an address
+    # Where there are two calls of that name, with 64- and 32-bit times, the argument makes sense for one of them only.
+    numbers = [kind.syscalls[each] for each in (name, f"{name}_time32") if each in kind.syscalls]
+    for number in numbers:
+        asked = kind.asked(number, arguments, lambda address, length: memory.read(pid, address, length))
+        if asked is not None and asked < _PLAUSIBLE:
+            return number
+    return numbers[0] if numbers else -1
+
+
+def _clock_offset(cpu: int) -> int:
+    """CLOCK_MONOTONIC minus the task clock of `cpu`, in ns: the least of several samples, each taken right after a sleep."""
+    before = os.sched_getaffinity(0)
+    best = 0
+    try:
+        os.sched_setaffinity(0, {cpu})
+        for _ in range(SAMPLES):
+            time.sleep(0.0003)
+            now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            mine = procfs.exec_start(os.getpid())
+            if mine is not None:
+                offset = now - int(mine * 1e6)
+                best = min(best or offset, offset)
+    except OSError:
+        pass
+    finally:
+        os.sched_setaffinity(0, before)
+    return best
+
+
+def left(thread: FrozenThread, naps: dict[int, Nap], stopped: int, clock_offset: int, padding: int) -> tuple[int, int]:
+    """(call number, ns left or NO_LIMIT) of the wait that a frozen thread was in, or (-1, 0).
+
+    `stopped`: CLOCK_MONOTONIC at the stop; `clock_offset`: what the task's own clock is ahead of it; `padding`: of its vdso.
+    """
+    kind = thread.process.arch
+    nap = naps.get(thread.tid)
+    if thread.issued_again >= 0:
+        if nap is None or not nap.fits(thread, False) or nap.asked >= NO_LIMIT:
+            return -1, 0
+        return thread.issued_again, nap.left(stopped)
+    call = kind.pending_call(thread.regs)
+    if call is None or call[1] != ERESTART_RESTARTBLOCK:
+        return -1, 0
+    restarted = call[0] == kind.syscalls["restart_syscall"]
+    noted = _noted(thread, padding)
+    if restarted and noted and noted[1] - clock_offset > stopped:
+        return noted[0], noted[1] - clock_offset - stopped
+    if nap is None or not nap.fits(thread, restarted):
+        asked = kind.asked(call[0], [thread.regs[name] for name in kind.arguments],
+                           lambda address, length: os.pread(thread.process.mem, length, address))  # fmt: skip
+        return call[0], NO_LIMIT if asked is None else asked
+    return nap.number, nap.left(stopped)
+
+
+def unknown(threads: Iterable[FrozenThread], naps: dict[int, Nap]) -> bool:
+    """Whether a thread was stopped in restart_syscall(2) that was not seen waiting there: it had only just come to it."""
+    for thread in threads:
+        kind = thread.process.arch
+        call = kind.pending_call(thread.regs)
+        if call == (kind.syscalls["restart_syscall"], ERESTART_RESTARTBLOCK):
+            nap = naps.get(thread.tid)
+            if nap is None or not nap.fits(thread, True):
+                return True
+    return False
+
+
+def _notes_at(process: Process, padding: int) -> tuple[int, int]:
+    """Where notes lie, behind torpor's code and the slots, and how many fit into the page."""
+    _, start = slots_at(process, padding)
+    return start, ((start + 4095 & ~4095) - start) // _NOTE.size
+
+
+def _noted(thread: FrozenThread, padding: int) -> tuple[int, int] | None:
+    """(call number, deadline) that an earlier checkpoint or restart has noted for this wait, if it is this one."""
+    start, count = _notes_at(thread.process, padding)
+    data = os.pread(thread.process.mem, count * _NOTE.size, start)
+    for tid, number, sp, deadline in _NOTE.iter_unpack(data[: len(data) // _NOTE.size * _NOTE.size]):
+        if tid == thread.own_tid and sp == thread.regs[thread.process.arch.sp]:
+            return number, deadline
+    return None
+
+
+def note(process: Process, padding: int, waits: Sequence[tuple[int, int, int, int]]) -> None:
+    """Leave (own thread id, call number, stack pointer, deadline in the task's own clock) for the next checkpoint.
+
+    What does not fit is left out: those waits then take their whole time again if they are caught twice.
+    """
+    start, count = _notes_at(process, padding)
+    data = b"".join(_NOTE.pack(*wait) for wait in waits[:count])
+    if any(os.pread(process.mem, count * _NOTE.size, start)) or data:
+        os.pwrite(process.mem, data.ljust(count * _NOTE.size, b"\0"), start)

@@ -1,0 +1,48 @@
+"""A task in our hands: stopped, and traced by this thread."""
+
+from __future__ import annotations
+
+import os
+
+from torpor.linux import memory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from torpor.arch.contract import Arch, Registers
+
+
+class Process:
+    """A thread group. `pid` is its id here, `own_pid` the one in its own pid namespace."""
+
+    __slots__ = ("_mem", "arch", "lent_to", "own_pid", "pid")
+
+    arch: Arch
+    lent_to: object
+    """Whose code lies in the process's memory at the moment (a tasks.remote.Remote)."""
+
+    def __init__(self, pid: int, own_pid: int) -> None:
+        self.pid, self.own_pid = pid, own_pid
+        self._mem = -1
+        self.lent_to = None
+
+    @property
+    def mem(self) -> int:
+        """A descriptor of /proc/PID/mem; it belongs to one address space, so `close` it when the process calls execve."""
+        if self._mem < 0:
+            self._mem = memory.open_mem(self.pid)
+        return self._mem
+
+    def close(self) -> None:
+        """Close what was opened for this process."""
+        if self._mem >= 0:
+            os.close(self._mem)
+            self._mem = -1
+
+
+class Thread:
+    """A thread. `regs` and `mask` are the general registers and the signal mask it is to go on with."""
+
+    __slots__ = ("mask", "own_tid", "process", "regs", "tid")
+
+    def __init__(self, process: Process, tid: int, own_tid: int, regs: Registers, mask: int) -> None:
+        self.process, self.tid, self.own_tid, self.regs, self.mask = process, tid, own_tid, regs, mask
