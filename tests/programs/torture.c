@@ -1,7 +1,7 @@
 /*
  * torture: a program that checks all of its own state all of the time and says so in a heartbeat file (see torture.h).
  *
- *   torture --threads N --heartbeat FILE [--children K] [--seconds S] [--mode mixed|running|blocked]
+ *   torture --threads N --heartbeat FILE [--children K] [--mode mixed|running|blocked]
  *           [--sysv] [--sockets] [--stopped] [--no-forks] [--ignore CODE]...
  *   torture --components       prints the parts of the vector state that are checked: "GROUP OFFSET SIZE"
  *
@@ -37,7 +37,7 @@
  *
  * Not compared: the parent of the first process (a restart gives it another) and process CPU time.
  *
- * With --seconds it ends by itself after that time, joins and reaps all, and exits with 0 if there was no error.
+ * When the word `end` of the heartbeat file is set, it joins and reaps all and exits, with 0 if there was no error.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -233,8 +233,7 @@ static void *worker(void *argument)
 
 static void first_thread(void)
 {
-	const u64 end = monotonic() + options.seconds * 1000000000ull;
-	for (u64 turn = 0; options.seconds == 0 || monotonic() < end; turn++) {
+	for (u64 turn = 0; !*(volatile u32 *)&header->end; turn++) {
 		common_round(loops());
 		signals_check_process();
 		memory_check();
@@ -431,7 +430,7 @@ static void map_heartbeat(void)
 static void parse(int argc, char **argv)
 {
 	static const struct option known[] = {
-		{"threads", 1, NULL, 't'}, {"heartbeat", 1, NULL, 'h'}, {"children", 1, NULL, 'c'}, {"seconds", 1, NULL, 's'},
+		{"threads", 1, NULL, 't'}, {"heartbeat", 1, NULL, 'h'}, {"children", 1, NULL, 'c'},
 		{"mode", 1, NULL, 'm'},	   {"sysv", 0, NULL, 'v'},	{"sockets", 0, NULL, 'k'},  {"stopped", 0, NULL, 'p'},
 		{"no-forks", 0, NULL, 'f'}, {"components", 0, NULL, 'x'}, {"ignore", 1, NULL, 'i'},
 		{NULL, 0, NULL, 0}};
@@ -443,7 +442,6 @@ static void parse(int argc, char **argv)
 		case 't': options.threads = (unsigned)atoi(optarg); break;
 		case 'h': options.heartbeat = optarg; break;
 		case 'c': options.children = (unsigned)atoi(optarg); break;
-		case 's': options.seconds = (unsigned)atoi(optarg); break;
 		case 'm': options.mode = *optarg == 'r' ? RUNNING : *optarg == 'b' ? BLOCKED : MIXED; break;
 		case 'v': options.sysv = true; break;
 		case 'k': options.sockets = true; break;
@@ -457,7 +455,7 @@ static void parse(int argc, char **argv)
 		default: exit(2);
 		}
 	if (!options.heartbeat || options.threads < 1 || options.threads > 4000 || options.children > 60) {
-		dprintf(2, "usage: torture --threads N --heartbeat FILE [--children K] [--seconds S] ...\n");
+		dprintf(2, "usage: torture --threads N --heartbeat FILE [--children K] ...\n");
 		exit(2);
 	}
 	if (*options.heartbeat == '/') {

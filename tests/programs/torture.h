@@ -4,13 +4,13 @@
  * The heartbeat file (--heartbeat FILE) is read from outside while the program runs; all fields little-endian:
  *
  *   header, 64 bytes:  char magic[8] = "TORTURE1"; u32 slot_size; u32 slots; u32 ready; u32 bits; u32 pid; u32 threads;
- *                      u32 children; u32 reserved[7]
+ *                      u32 children; u32 end; u32 reserved[6]
  *   slot i at 64 + i * slot_size, 64 bytes:
  *                      u64 count; u64 errors; u64 last_error_code; u64 detail; u64 tid; u32 pid; u32 flags; char role[16]
  *
- *   Python: struct.Struct("<8s7I28x") and struct.Struct("<5Q2I16s").
+ *   Python: struct.Struct("<8s8I24x") and struct.Struct("<5Q2I16s").
  *
- * `ready` becomes 1 when every task is set up. `count` grows with every finished round of checks. Slots 0..threads-1 are the
+ * `ready` becomes 1 when every task is set up. Written from outside, `end` makes the program come to its end. `count` grows with every finished round of checks. Slots 0..threads-1 are the
  * threads of the first process, then come the children. A slot with FLAG_SILENT never counts (a stopped child).
  * Every error is also one line of text in FILE.errors: "<code> <name> slot <i> <role> tid <tid>: <message>".
  */
@@ -36,7 +36,7 @@
 
 struct header {
 	char magic[8];
-	u32 slot_size, slots, ready, bits, pid, threads, children, reserved[7];
+	u32 slot_size, slots, ready, bits, pid, threads, children, end, reserved[6];
 };
 
 enum { FLAG_SILENT = 1 };
@@ -99,7 +99,7 @@ extern _Thread_local struct task *self;
 extern _Thread_local u64 tls_words[8];
 
 struct options {
-	unsigned threads, children, seconds;
+	unsigned threads, children;
 	const char *heartbeat; /* absolute */
 	bool sysv, stopped, forks, sockets;
 	enum { MIXED, RUNNING, BLOCKED } mode;

@@ -8,7 +8,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-HEADER = struct.Struct("<8s7I28x")
+HEADER = struct.Struct("<8s8I24x")
+END_AT = 8 + 7 * 4  # the offset of its last number, by which the program is asked to end
 SLOT = struct.Struct("<5Q2I16s")
 MAGIC = b"TORTURE1"
 SILENT = 1
@@ -34,14 +35,18 @@ class Heartbeat:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        magic, self.slot_size, self.slots, _, self.bits, self.pid, self.threads, self.children = HEADER.unpack_from(self._memory)
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+        magic, self.slot_size, self.slots, _, self.bits, self.pid, self.threads, self.children, _ = HEADER.unpack_from(self._memory)
         if magic != MAGIC or self.slot_size != SLOT.size:
             raise ValueError(f"{path}: not a heartbeat file of this version of torture")
 
     def ready(self) -> bool:
         return bool(HEADER.unpack_from(self._memory)[3])
+
+    def ask_to_end(self) -> None:
+        """The program joins its threads, reaps its children and exits."""
+        self._memory[END_AT] = 1
 
     def slot(self, index: int) -> Slot:
         count, errors, code, detail, tid, pid, flags, role = SLOT.unpack_from(self._memory, HEADER.size + index * self.slot_size)

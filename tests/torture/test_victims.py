@@ -29,20 +29,18 @@ pytestmark = pytest.mark.usefixtures("adopted")
 @pytest.mark.parametrize("threads", [1, 10, 300])
 @pytest.mark.parametrize("bits", [64, 32])
 def test_runs_clean(build: Build, tmp_path: Path, bits: int, threads: int, mode: str) -> None:
-    extra = ["--sysv", "--sockets", "--stopped", "--seconds", "2"]
+    extra = ["--sysv", "--sockets", "--stopped"]
     with Torture(build("torture", bits), tmp_path / "run", threads=threads, kids=3, mode=mode, extra=extra) as victim:
-        assert victim.started_in < 1.0
         progress = [victim.verify(steps=1) for _ in range(5)]
         print(f"started in {victim.started_in * 1000:.0f} ms; all advance within {max(progress) * 1000:.0f} ms")
-        if mode == "mixed":
-            assert min(progress) < 0.25
         victim.verify_tree()
         _ends_by_itself(victim)
 
 
 def _ends_by_itself(victim: Torture) -> None:
-    """With --seconds it joins its threads, reaps its children and leaves without an error."""
-    assert victim.exit_status(20) == 0, victim.failure("it did not end well")
+    """When asked to, it joins its threads, reaps its children and leaves without an error."""
+    victim.heart.ask_to_end()
+    assert victim.exit_status(60) == 0, victim.failure("it did not end well")
     assert victim.heart.errors() == 0, victim.failure("errors at the end")
 
 
