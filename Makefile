@@ -14,6 +14,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?=
+# Tests start torpor thousands of times: to compile it each time would double what that takes.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 MACHINE := $(shell uname -m)
 

@@ -275,7 +275,7 @@ class _Checkpoint:
         record.handlers = saving.add(signals.Handlers(id=saving.new_id(), actions=mine.actions))
         record.files, record.fs = saving.known(("files", process.pid)), saving.known(("fs", process.pid))
         record.dumpable, record.subreaper = mine.process.dumpable, mine.process.subreaper
-        record.thp_disable = mine.process.thp_disable
+        record.thp_disable, record.components = mine.process.thp_disable, mine.process.components
         record.pending = [signals.unpack_siginfo(info) for info in ptrace.pending_signals(process.leader.tid, shared=True)]
         record.pending += self.ends_of_absent(process)
         saving.add(record, ("process", process.pid))

@@ -363,7 +363,7 @@ class Rebuilding:
         limits, left_out = processes.limit_calls(record, remote)
         self.warnings += left_out
         self.warnings += processes.set_oom_score(record, remote.thread.tid)
-        remote.checked(processes.attribute_calls(record) + limits)
+        remote.checked(processes.attribute_calls(record, process.arch) + limits)
         if process.timers is not None:
             timers.restore(process.timers, remote)
         self._drop_child_signals(process, remote)
@@ -410,7 +410,11 @@ class Rebuilding:
         sets = own.arch.registers
         own.thread.regs = sets.general_dict(registers[0])
         own.thread.mask = record.blocked
+        if room := sets.room(registers):
+            own.reset()
+            own.execute(room.code, {**room.registers, room.pointer: own.put(room.data)})
         own.prepare()
+        own.reset()
         resume.rebuild_restart_block(own, record.call, record.left)
         sets.write(own.thread.tid, registers)
 

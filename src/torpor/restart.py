@@ -115,9 +115,6 @@ def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) ->
             for reason in _process_faults(process, [record for record, _ in pages.get(process.mm.id, [])]):
                 yield Obstacle(image.name, reason, "take another checkpoint", pid=process.record.pid), BadImage
             yield from _may_become(process)
-            if any(process.arch.registers.needs_permission(thread.registers) for thread in process.threads):
-                what = "AMX tiles are in use, and giving them back is not possible yet"
-                yield Obstacle("processor", what, "checkpoint outside of the tile computation", pid=process.record.pid), Unsupported
             for path in (process.fs.root, process.fs.cwd):
                 if not os.path.isdir(path):
                     yield Obstacle(f"directory {path!r}", "it is not here", "make it again", pid=process.record.pid), Unsupported
@@ -141,6 +138,7 @@ def _machine(image: Image, root: ProcessPlan, cpu: str) -> Iterator[tuple[Obstac
         yield Obstacle(image.name, "its header is of another architecture than its processes", "take another checkpoint"), BadImage
     used = 0
     for process in root.family():
+        used |= process.arch.records_of(process.record.components)
         for thread in process.threads:
             used |= thread.record.registers
     headers = image.of(root.arch.header_record)
@@ -158,6 +156,8 @@ def _process_faults(process: ProcessPlan, chunks: list[Pages]) -> Iterator[str]:
     yield from memory.stray_pages(mm, chunks)
     yield from tables.faults(process.files)
     yield from signals.bad_actions(process.handlers.actions, kind.user_limit)
+    if process.record.components & ~kind.requestable:
+        yield f"it has asked for register components that nobody can ask for, {process.record.components:#x}"
 
     def after_syscall(address: int) -> bool:
         return memory.executable(mm, address - 2)
@@ -174,6 +174,8 @@ def _process_faults(process: ProcessPlan, chunks: list[Pages]) -> Iterator[str]:
             ),
         ):
             yield f"thread {thread.record.tid}: {reason}"
+        if thread.record.registers & kind.records_of(kind.requestable) & ~kind.records_of(process.record.components):
+            yield f"thread {thread.record.tid}: it has registers that its process has not asked for"
 
 
 PAGE = memory.PAGE

@@ -1,10 +1,10 @@
 """A C program that fills every register it can from a seed, spins, and checks what it holds when it is told to go on.
 
-    program LOAD EXPECT
+    program LOAD EXPECT [untouched]
 
 LOAD is the seed of what it puts into its registers, EXPECT of what it must find in them afterwards: exit code 0, or 1
 with the names of what differs on stderr. It finds the XSAVE layout by CPUID itself, so that it agrees with nobody by
-accident. Seed 0 is the initial state; an odd seed leaves some components in it. It is static and at fixed addresses, so
+accident. `untouched`: it asks for AMX tiles and does not use them, unless the seed says so. Seed 0 is the initial state; an odd seed leaves some components in it. It is static and at fixed addresses, so
 that two of them are alike.
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.conftest import M32
 from torpor.arch.x86.registers import REGISTERS_32, REGISTERS_64, X86Registers
 from torpor.linux import ptrace
 
@@ -200,11 +201,21 @@ static void build(struct state *s, unsigned char *xs, int seed) {
 static int bad;
 static void differs(const char *what, int n) { fprintf(stderr, "%s %d differs\n", what, n); bad = 1; }
 
+static void touch_tiles(void) { /* SIGILL without the permission */
+    static unsigned char tiles[16384] __attribute__((aligned(64)));
+    *(uint64_t *)(tiles + 512) = 1 << 18;
+    asm volatile("xrstor %0" : : "m"(tiles), "a"(1 << 18), "d"(0));
+}
+
 int main(int argc, char **argv) {
     int load = atoi(argv[1]), expect = atoi(argv[2]);
     for (int i = 0; i < 8; i++) segment_area[i][0] = 0x5e6000 + i;
 #if __x86_64__
-    if (xcr0() >> 18 & 1 && syscall(SYS_arch_prctl, 0x1023, 18)) return 3;
+    if (xcr0() >> 18 & 1) {
+        /* ARCH_REQ_XCOMP_PERM; and to touch the tiles once, for only then has the kernel room for them. */
+        if (syscall(SYS_arch_prctl, 0x1023, 18)) return 3;
+        if (argc < 4) touch_tiles();
+    }
 #endif
     /* GDT TLS: 12 for 64-bit programs; for 32-bit ones 12 is the C library's, 13 is FS, 14 is ES. int 0x80 in both. */
     enum { FIRST = NGPR == 16 ? 12 : 13, LAST = NGPR == 16 ? 12 : 14 };
@@ -244,6 +255,9 @@ int main(int argc, char **argv) {
     d.entry = NGPR == 16 ? 12 : 13;
     asm volatile("int $0x80" : : "a"(244), "b"(&d) : "memory");
     if (d.base != (NGPR == 16 && !expect ? 0 : (unsigned)(word)segment_area[expect])) differs("TLS base", 0);
+#if __x86_64__
+    if (xcr0() >> 18 & 1) touch_tiles();
+#endif
     return bad;
 }
 """
@@ -257,7 +271,7 @@ def build(directory: Path, word: int) -> Path:
     source = directory / "registers.c"
     source.write_text(SOURCE)
     program = directory / f"registers{8 * word}"
-    flags = ["-m32"] if word == 4 else []
+    flags = M32 if word == 4 else ()
     # No vector instructions of the compiler's own while the registers are ours.
     command = ["gcc", *flags, "-O1", "-static", "-no-pie", "-fno-pie", "-fcf-protection=none", "-w", "-o"]
     subprocess.run([*command, str(program), str(source)], check=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         def mask(self, records: Sequence[Record]) -> int: ...
         def general_record(self, regs: Registers) -> Record: ...
         def general_dict(self, record: Record) -> Registers: ...
-        def needs_permission(self, records: Sequence[Record]) -> list[int]: ...
+        def room(self, records: Sequence[Record]) -> Room | None: ...
         def validate(
             self,
             records: Sequence[Record],
@@ -81,6 +81,19 @@ class Code:
         return bytes(image)
 
 
+class Room:
+    """What a new thread must execute before the kernel has room for all of its registers.
+
+    `code` ends in a breakpoint and finds `data` (to be aligned to 64 bytes) at the address in the register `pointer`; `registers`
+    are the others that it needs.
+    """
+
+    __slots__ = ("code", "data", "pointer", "registers")
+
+    def __init__(self, code: bytes, data: bytes, pointer: str, registers: Mapping[str, int]) -> None:
+        self.code, self.data, self.pointer, self.registers = code, data, pointer, registers
+
+
 class Arch:
     """One kind of task. Instances are made by the family's package (`torpor.arch.x86`)."""
 
@@ -117,6 +130,21 @@ class Arch:
     """The architecture header of this machine (R-B2) ..."""
     header_record: type[Record]
     """... and the class of its record."""
+
+    requestable = 0
+    """Register components that a process has only after asking for them, a bit each ..."""
+
+    def ask_components(self, address: int) -> list[tuple[str | int, ...]]:
+        """... the call that writes which it has, as u64, to `address`; none where this machine has no such component ..."""
+        return []
+
+    def request_components(self, components: int) -> list[tuple[str | int, ...]]:
+        """... the calls that ask for them ..."""
+        return []
+
+    def records_of(self, components: int) -> int:
+        """... and the mask of the register records for which they are needed (R-B5)."""
+        return 0
 
     def verdict(self, header: Record, used: int, cpu_mode: str) -> list[str]:
         """Why an image with this architecture header, whose threads' masks are `used` together, cannot run here (R-B5).

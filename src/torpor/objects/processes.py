@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from torpor.arch.contract import Arch
     from torpor.tasks.freeze import FrozenProcess
     from torpor.tasks.remote import Remote
 
@@ -66,6 +67,7 @@ class Process(Record, type=0x0200):
     handlers: int = ref("signal actions", to="Handlers", optional=True, default=0)
     stopped_by: int = u32("signal of the job-control stop it is in, 0 when it runs", check=in_range(0, 64), default=0)
     personality: int = u32("personality(2)", default=0)
+    components: int = u64("register components that it has asked for (x86: ARCH_REQ_XCOMP_PERM)", default=0)
     dumpable: int = choice(32, {0: "no", 1: "yes", 2: "root only"}, "PR_GET_DUMPABLE", default=1)
     subreaper: int = choice(32, {0: "no", 1: "yes"}, "PR_GET_CHILD_SUBREAPER", default=0)
     thp_disable: int = choice(32, {0: "no", 1: "yes"}, "PR_GET_THP_DISABLE", default=0)
@@ -78,24 +80,27 @@ class Process(Record, type=0x0200):
 class Inside:
     """What only the process itself can tell."""
 
-    __slots__ = ("brk", "dumpable", "subreaper", "thp_disable")
+    __slots__ = ("brk", "components", "dumpable", "subreaper", "thp_disable")
 
-    def __init__(self, brk: int, dumpable: int, subreaper: int, thp_disable: int) -> None:
-        self.brk, self.dumpable, self.subreaper, self.thp_disable = brk, dumpable, subreaper, thp_disable
+    def __init__(self, brk: int, components: int, dumpable: int, subreaper: int, thp_disable: int) -> None:
+        self.brk, self.components = brk, components
+        self.dumpable, self.subreaper, self.thp_disable = dumpable, subreaper, thp_disable
 
 
 def ask(remote: Remote) -> Generator[Calls, list[int], Inside]:
     """Ask the process about itself (a conversation of `objects.asking`)."""
-    at = remote.room(8)
+    at = remote.room(16)
     results = yield [
         ("brk", 0),
         ("prctl", PR_GET_DUMPABLE),
         ("prctl", PR_GET_CHILD_SUBREAPER, at),
         ("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0),
+        *remote.arch.ask_components(at + 8),
     ]
-    subreaper = int.from_bytes(remote.take(at, 4), "little")
+    subreaper, components = struct.unpack("<I4xQ", remote.take(at, 16))
     mask = (1 << 8 * remote.arch.word) - 1
-    return Inside(results[0] & mask, max(results[1], 0), subreaper, max(results[3], 0))
+    components &= remote.arch.requestable
+    return Inside(results[0] & mask, components, max(results[1], 0), subreaper, max(results[3], 0))
 
 
 def describe(process: FrozenProcess, number: int, parent: int) -> Process:
@@ -153,7 +158,7 @@ def limit_calls(record: Process, remote: Remote) -> tuple[Calls, list[Obstacle]]
     return calls, left_out
 
 
-def attribute_calls(record: Process) -> Calls:
+def attribute_calls(record: Process, arch: Arch) -> Calls:
     """The calls that give a process the small things that only it can set."""
     calls: Calls = []
     if record.subreaper:
@@ -161,7 +166,7 @@ def attribute_calls(record: Process) -> Calls:
     if record.thp_disable:
         calls.append(("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0))
     calls.append(("personality", record.personality))
-    return calls
+    return calls + arch.request_components(record.components)
 
 
 def set_oom_score(record: Process, pid: int) -> Iterator[Obstacle]:

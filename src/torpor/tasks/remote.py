@@ -23,6 +23,7 @@ from torpor.tasks.retry import slots_at, words_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping as Mapping_
     from collections.abc import Sequence
     from types import TracebackType
 
@@ -40,7 +41,8 @@ _WORD = (1 << 64) - 1
 
 _QUIET = (23, 28, 17)  # SIGURG SIGWINCH SIGCHLD: ignored by default
 _NEVER = (5, 9, 11, 19)
-_SYSCALL_STOP = 5 | 0x80
+_SIGTRAP, _FAULTS = 5, (4, 7, 8, 11)  # SIGILL SIGBUS SIGFPE SIGSEGV
+_SYSCALL_STOP = _SIGTRAP | 0x80
 
 
 class Busy(TorporError):
@@ -314,6 +316,26 @@ class Remote:
             else:
                 self.suppressed.append(signal)
             go_on(tid)
+
+    def execute(self, code: bytes, registers: Mapping_[str, int]) -> None:
+        """Run machine code that ends in a breakpoint, in the place of torpor's own, which `prepare` puts back.
+
+        Only for a task in the making: were torpor to die, the task would die with it. Raises OSError (EFAULT) when the code faults.
+        """
+        process, tid = self.thread.process, self.thread.tid
+        process.lent_to = None
+        os.pwrite(process.mem, code, self.code_at)
+        self.arch.registers.write_general(tid, {**self.arch.entered(self._base, self.code_at), **registers})
+        ptrace.cont(tid)
+        while True:
+            status = ptrace.wait(tid)
+            if status is None or not os.WIFSTOPPED(status):
+                raise ProcessLookupError(3, f"process {process.pid} was killed meanwhile")
+            if status >> 8 == _SIGTRAP:
+                return
+            if status >> 8 & 0xFF in _FAULTS:
+                raise OSError(14, f"process {process.pid}: signal {status >> 8} in code of torpor's")
+            ptrace.cont(tid)
 
     def begin(self, call: Call) -> None:
         """Have the thread ready to make one call as soon as it is continued."""

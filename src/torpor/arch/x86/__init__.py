@@ -10,7 +10,8 @@ import struct
 from torpor.arch.contract import NO_LIMIT, Arch
 from torpor.arch.x86 import cpu
 from torpor.arch.x86.code import CODE_32, CODE_64
-from torpor.arch.x86.registers import REGISTERS_32, REGISTERS_64
+from torpor.arch.x86.registers import REGISTERS_32, REGISTERS_64, TILES
+from torpor.arch.x86.state import STATE_OF, X86TileData
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torpor.image.record import Record
 
 _ENTRY = {"eflags": 0x202}
+ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM = 0x1022, 0x1023  # asm/prctl.h
 NSEC = 1_000_000_000
 _TIME_ARGUMENT = {"nanosleep": 0, "clock_nanosleep": 2, "futex": 3}
 """Which argument of a call that has a restart block is its timespec."""
@@ -85,6 +87,20 @@ class X86(Arch):
         """See Arch.verdict."""
         assert isinstance(header, cpu.X86Header)
         return cpu.verdict(header, used, here=cpu.offers(), cpu=cpu_mode)
+
+    requestable = TILES
+
+    def ask_components(self, address: int) -> list[tuple[str | int, ...]]:
+        """See Arch.ask_components."""
+        return [("arch_prctl", ARCH_GET_XCOMP_PERM, address)] if cpu.host().layout.xcr0 & TILES else []
+
+    def request_components(self, components: int) -> list[tuple[str | int, ...]]:
+        """See Arch.request_components."""
+        return [("arch_prctl", ARCH_REQ_XCOMP_PERM, TILES.bit_length() - 1)] if components & TILES else []
+
+    def records_of(self, components: int) -> int:
+        """See Arch.records_of."""
+        return 1 << STATE_OF[X86TileData].bit if components & TILES else 0
 
     syscall_instruction = (b"\x0f\x05", b"\xcd\x80", b"\x0f\x34")  # syscall, int 0x80, sysenter: two bytes each
 

@@ -13,6 +13,7 @@ import errno
 import os
 import struct
 
+from torpor.arch.contract import Room
 from torpor.arch.x86 import cpu, xstate
 from torpor.arch.x86.rules import CALL_LIMIT, DR6_AT_REST, DR6_CONDITIONS, Facts, asks_again, faults
 from torpor.arch.x86.state import (
@@ -196,7 +197,7 @@ class X86Registers:
     def write(self, tid: int, records: Sequence[Record]) -> None:
         """Set everything but the general registers; what has no record is put at rest. `write_general` comes after.
 
-        AMX tiles need the task to have done what `needs_permission` says; a shadow stack needs the task to have
+        AMX tiles need the thread to have executed what `room` says; a shadow stack needs the task to have
         enabled it. Both raise OSError (EINVAL, ENODEV) otherwise.
         """
         given = {type(record): record for record in records}
@@ -212,13 +213,17 @@ class X86Registers:
         """The record mask that announces `records` (R-B5)."""
         return mask_of(records)
 
-    def needs_permission(self, records: Sequence[Record]) -> list[int]:
-        """The state components for which the task itself must ask by arch_prctl(ARCH_REQ_XCOMP_PERM, n) before `write`.
+    def room(self, records: Sequence[Record]) -> Room | None:
+        """What a thread with AMX tiles must execute before `write`, after its process has asked for them; None without tiles.
 
-        Asking is not enough for ptrace: the kernel makes room for the tiles when the task first touches one, so it
-        must execute `TOUCH_TILES` too, or an XRSTOR (arch/x86/kernel/fpu/xstate.c, __xfd_enable_feature).
+        Asking is not enough for ptrace: the kernel makes room for the tiles when the thread first touches them
+        (arch/x86/kernel/fpu/xstate.c, __xfd_enable_feature). XRSTOR does that in code of either width.
         """
-        return [STATE_OF[X86TileData].component] if any(isinstance(r, X86TileData) for r in records) else []
+        tiles = [record for record in records if isinstance(record, X86TileData)]
+        if not tiles:
+            return None
+        a, d, di = ("rax", "rdx", "rdi") if self.word == 8 else ("eax", "edx", "edi")
+        return Room(XRSTOR, xstate.encode(tiles, cpu.host().layout), di, {a: TILES, d: 0})
 
     def validate(
         self,
@@ -289,8 +294,10 @@ _WIDE_NAME["orig_eax"] = "orig_rax"
 REGISTERS_64 = X86Registers(8, X86General64)
 REGISTERS_32 = X86Registers(4, X86General32)
 
-# ldtilecfg [rip + 10]; tilezero tmm0; tilerelease. Behind it must lie what is loaded: an X86TileConfig's 64 bytes.
-TOUCH_TILES = bytes.fromhex("c4e27849050a000000c4e27b49c0c4e27849c0")
+TILES = 1 << STATE_OF[X86TileData].component
+"""In XCR0: the one component that a process must ask for (arch/x86/kernel/fpu/xstate.h, XFEATURE_MASK_USER_DYNAMIC)."""
+XRSTOR = bytes.fromhex("0fae2f cc")
+"""xrstor [rdi] or [edi]; int3"""
 
 
 def _numbering() -> Numbering:
