@@ -4,8 +4,8 @@
 
 LOAD is the seed of what it puts into its registers, EXPECT of what it must find in them afterwards: exit code 0, or 1
 with the names of what differs on stderr. It finds the XSAVE layout by CPUID itself, so that it agrees with nobody by
-accident. `untouched`: it asks for AMX tiles and does not use them, unless the seed says so. Seed 0 is the initial state; an odd seed leaves some components in it. It is static and at fixed addresses, so
-that two of them are alike.
+accident. `untouched`: it asks for AMX tiles and does not use them, unless the seed says so. Seed 0 is the initial state;
+an odd seed leaves some components in it. It is static and at fixed addresses, so that two of them are alike.
 """
 
 from __future__ import annotations
