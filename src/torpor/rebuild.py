@@ -13,7 +13,7 @@ from itertools import count
 from torpor.arch.contract import NO_LIMIT
 from torpor.errors import Obstacle
 from torpor.image.record import Record
-from torpor.linux import clone, libc, pidfd, procfs, ptrace
+from torpor.linux import clone, libc, pidfd, procfs, ptrace, sched
 from torpor.objects import files, memory, processes, signals, tables, threads, timers
 from torpor.objects.files import events, paths, terminals
 from torpor.objects.files.events import Epoll
@@ -59,6 +59,9 @@ class Rebuilding:
         self._kinds = {process.arch for process in root.family()}
         self.stub = Stub(self._stub_address(), self._kinds)
         self._opener: Remote | None = None
+        # We and the tasks take turns, and a turn is shorter on one processor than between two.
+        self._processors = os.sched_getaffinity(0)
+        sched.set_affinity(0, [sched.current()])
         self._threads: list[tuple[ProcessPlan, list[tuple[threads.Thread, Thread]]]] = []
 
     def run(self) -> None:
@@ -103,6 +106,7 @@ class Rebuilding:
         for fd in self._own.values():
             os.close(fd)
         self._own.clear()
+        sched.set_affinity(0, self._processors)
         for remote in self.remotes.values():
             remote.thread.process.close()
         self.making.close()
@@ -357,7 +361,6 @@ class Rebuilding:
             own.reset()
             own.prepare()
             own.checked(threads.attach_calls(plan.record, own))
-            self.warnings += threads.schedule(plan.record, own.thread.tid)
         remote.prepare()
         remote.reset()
         limits, left_out = processes.limit_calls(record, remote)
@@ -379,6 +382,8 @@ class Rebuilding:
             self._give_registers(plan.record, plan.registers, own)
             if own.arch.pending_call(own.thread.regs) is None and own.arch.retried(plan.record.call):
                 slots.put(own.thread, plan.record.call, plan.record.left)
+        for plan, own in zip(process.threads, remotes, strict=True):
+            self.warnings += threads.schedule(plan.record, own.thread.tid, self._processors)
         self._leave(process, remotes)
 
     def _drop_child_signals(self, process: ProcessPlan, remote: Remote) -> None:

@@ -40,15 +40,11 @@ def read_into(pid: int, runs: list[tuple[int, int]], target: int, length: int) -
         raise OSError(14, f"process_vm_readv({pid}, {runs[0][0]:#x}): {got} of {length} bytes")
 
 
-def write(pid: int, address: int, data: bytes | bytearray) -> None:
-    """Write `data` at `address`, which must be mapped and writable. Raises OSError."""
-    block = (ctypes.c_char * len(data)).from_buffer_copy(data)
-    local, remote = IoVec(ctypes.addressof(block), len(data)), IoVec(address, len(data))
-    got: int = _writev(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0)
-    if got == -1:
-        raise libc.failure(f"process_vm_writev({pid}, {address:#x})")
-    if got != len(data):
-        raise OSError(14, f"process_vm_writev({pid}, {address:#x}): {got} of {len(data)} bytes")
+def write(pid: int, parts: list[tuple[int, bytes]]) -> None:
+    """Write every (address, data), at most IOV_MAX of them, in order. Raises OSError where it is not mapped and writable."""
+    data = b"".join(part for _, part in parts)
+    block = ctypes.create_string_buffer(data, len(data))
+    write_from(pid, ctypes.addressof(block), [(address, len(part)) for address, part in parts])
 
 
 def write_from(pid: int, source: int, runs: list[tuple[int, int]]) -> None:

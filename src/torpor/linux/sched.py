@@ -27,6 +27,9 @@ _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_CLASS_SHIFT = 13
 
 
+_getcpu = libc.function("sched_getcpu", restype=ctypes.c_int)
+
+
 class _Attr(ctypes.Structure):
     """struct sched_attr (linux/sched/types.h), SCHED_ATTR_SIZE_VER1: 56 bytes, alike on every architecture."""
 
@@ -118,6 +121,12 @@ def affinity(tid: int) -> list[int]:
 def set_affinity(tid: int, cpus: Iterable[int]) -> None:
     """Confine the thread to `cpus`. EINVAL: none of them exists, or none is in its cpuset."""
     os.sched_setaffinity(tid, cpus)
+
+
+def current() -> int:
+    """The CPU that the caller is running on (sched_getcpu(3))."""
+    cpu: int = _getcpu()
+    return cpu
 
 
 def ioprio(tid: int) -> int:

@@ -20,7 +20,7 @@ from torpor.objects.signals import Queued, unpack_siginfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from torpor.tasks.freeze import FrozenThread
     from torpor.tasks.remote import Remote
@@ -234,8 +234,11 @@ def _capset(remote: Remote, effective: int, permitted: int, inheritable: int) ->
     return "capset", header, remote.put(struct.pack("<6I", *low, *high))
 
 
-def schedule(record: Thread, tid: int) -> Iterator[Obstacle]:
-    """Give a thread its policy, nice value and processors, from outside; yields what the kernel did not allow."""
+def schedule(record: Thread, tid: int, processors: Iterable[int]) -> Iterator[Obstacle]:
+    """Give a thread its policy, nice value and processors, from outside; yields what the kernel did not allow.
+
+    `processors`: where it may run if there are none of its own.
+    """
     now = sched.sched_getattr(tid)
     if (now.policy, now.nice, now.priority) != (record.policy, record.nice, record.priority):
         now.policy, now.nice, now.priority = record.policy, record.nice, record.priority
@@ -245,8 +248,8 @@ def schedule(record: Thread, tid: int) -> Iterator[Obstacle]:
         except OSError as error:
             yield Obstacle("scheduling", f"policy {record.policy}, nice {record.nice} is not allowed here ({error.strerror})",
                            "it goes on with the policy of torpor restart", pid=record.tid)  # fmt: skip
-    if record.affinity and sched.affinity(tid) != record.affinity:
-        try:
-            sched.set_affinity(tid, record.affinity)
-        except OSError:
-            yield Obstacle("affinity", "none of its processors is there", "it may run on all of them", pid=record.tid)
+    try:
+        sched.set_affinity(tid, record.affinity or processors)
+    except OSError:
+        yield Obstacle("affinity", "none of its processors is there", "it may run on all of them", pid=record.tid)
+        sched.set_affinity(tid, processors)

@@ -134,6 +134,7 @@ class Remote:
         """Tasks that a call of this thread has made; stopped, and traced by us."""
         self._base = dict(thread.regs)
         self._used = 0
+        self._waiting: list[tuple[int, bytes]] = []
 
     def __enter__(self) -> Remote:
         self.infect()
@@ -243,9 +244,14 @@ class Remote:
             words = [int(a) & _WORD for a in args] + [0] * (6 - len(args))
             number = numbers[name] if isinstance(name, str) else name
             _ENTRY.pack_into(table, index * _ENTRY.size, number, *words, 0, sink)
-        pid = self.thread.process.pid
-        memory.write(pid, self.work_at + _TABLE, table)
-        memory.write(pid, self.work_at, struct.pack("<QQ", self.work_at + _TABLE, len(calls)))
+        self._waiting.append((self.work_at + _TABLE, bytes(table)))
+        self._waiting.append((self.work_at, struct.pack("<QQ", self.work_at + _TABLE, len(calls))))
+        self._write()
+
+    def _write(self) -> None:
+        """Bring what has been put there into the task's memory."""
+        memory.write(self.thread.process.pid, self._waiting)
+        self._waiting.clear()
 
     # -- data
 
@@ -255,12 +261,12 @@ class Remote:
         return self.work_at + _DATA
 
     def put(self, data: bytes) -> int:
-        """Copy `data` into the work area and return its address there; valid until `reset`."""
+        """The address at which the next calls will find `data` in the work area; valid until `reset`."""
         start = self._used
         if start + len(data) > WORK_LENGTH - _DATA:
             raise ValueError(f"{len(data)} bytes do not fit into the work area")
         self._used = start + len(data) + 15 & ~15
-        memory.write(self.thread.process.pid, self.data + start, data)
+        self._waiting.append((self.data + start, data))
         return self.data + start
 
     def room(self, length: int) -> int:
@@ -323,6 +329,7 @@ class Remote:
         Only for a task in the making: were torpor to die, the task would die with it. Raises OSError (EFAULT) when the code faults.
         """
         process, tid = self.thread.process, self.thread.tid
+        self._write()
         process.lent_to = None
         os.pwrite(process.mem, code, self.code_at)
         self.arch.registers.write_general(tid, {**self.arch.entered(self._base, self.code_at), **registers})
