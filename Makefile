@@ -83,7 +83,8 @@ test-full: test
 
 lint: venv
 	@.venv/bin/ruff check .
-	.venv/bin/mypy src tests demo demo/run $(wildcard benchmarks tools)
+	.venv/bin/mypy src tests tools benchmarks demo
+	for script in bin/torpor benchmarks/run demo/run; do .venv/bin/mypy "$$script"; done
 
 pytest: venv
 	@.venv/bin/python -m pytest $(ARGS)

@@ -67,9 +67,9 @@ class Python:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def module(self, *words: str) -> list[str]:
-        """`python3 -m torpor WORDS`."""
-        return [self.path, "-m", "torpor", *words]
+    def torpor(self, *words: str) -> list[str]:
+        """`torpor WORDS`, by the command that is installed."""
+        return [self.path, str(HERE.parent / "bin" / "torpor"), *words]
 
     def isolated(self, *words: str) -> list[str]:
         """The same without site-packages and environment: what a console script could do that knows where torpor lies."""

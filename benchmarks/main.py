@@ -148,7 +148,7 @@ class Bench:
                 samples.add(name, int(word))
 
         steps: list[tuple[str, Callable[[], None]]] = [
-            ("command", partial(command, "command", self.python.module(*words))),
+            ("command", partial(command, "command", self.python.torpor(*words))),
             ("isolated", partial(command, "isolated", self.python.isolated(*words))),
             ("mechanism", mechanism),
             ("raw", raw),
@@ -167,7 +167,7 @@ class Bench:
     def _restart(self, victim: Victim, image: Path, samples: Samples) -> None:
         """One round of restarts of a program that does not run."""
         words = ("restart", str(image), "--detach", *victim.options)
-        for style, argv in (("command", self.python.module(*words)), ("isolated", self.python.isolated(*words))):
+        for style, argv in (("command", self.python.torpor(*words)), ("isolated", self.python.isolated(*words))):
             command = self.run(argv)
             samples.add(f"restart_{style}", command.took)
             samples.add(f"restart_{style}_cpu", command.cpu)

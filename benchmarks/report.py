@@ -130,7 +130,7 @@ def text(found: dict[str, Any]) -> str:
         lines += ["", "Each further one costs (mechanism):", *table(SLOPES, costs)]
     lines += [
         "",
-        "command: `python3 -m torpor`, a process each. -I -S: the same without site-packages. mechanism: the function",
+        "command: `torpor`, a process each. -I -S: the same without site-packages. mechanism: the function",
         "alone, called in a process that has torpor loaded. stood still: the longest time between two of the program's",
         "own looks at the clock; (alone): the same while nothing is done to it.",
     ]
