@@ -1,7 +1,10 @@
-"""python3 workers.py: threads with locks and conditions, a pool of processes, shared memory, a growing file."""
+"""python3 workers.py: threads with locks and conditions, a pool of processes, shared memory, files with and without a name."""
 
 import hashlib
+import mmap
 import multiprocessing
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -58,7 +61,14 @@ def main() -> None:
     threads = [threading.Thread(target=hash_chain, args=(number, turns, lines)) for number in range(4)]
     total = multiprocessing.Value("q", 0)
     adders = [multiprocessing.Process(target=add_up, args=(total, number)) for number in range(1, 4)]
-    with multiprocessing.Pool(2) as pool, open("workers.txt", "w") as out:
+    memory = os.memfd_create("longest")
+    os.ftruncate(memory, 8 * BLOCKS)
+    with (
+        multiprocessing.Pool(2) as pool,
+        open("workers.txt", "w") as out,
+        tempfile.TemporaryFile() as nameless,
+        mmap.mmap(memory, 8 * BLOCKS) as longest,
+    ):
         for adder in adders:
             adder.start()
         for thread in threads:
@@ -66,11 +76,15 @@ def main() -> None:
         for block, start, length in pool.imap(collatz, range(BLOCKS)):
             out.write(f"block {block}: {start} takes {length} steps\n")
             out.flush()
+            nameless.write(start.to_bytes(8, "little"))
+            longest[8 * block : 8 * block + 8] = length.to_bytes(8, "little")
         for thread in threads:
             thread.join()
         for adder in adders:
             adder.join()
         out.write("\n".join(lines) + f"\ntotal {total.value}\n")
+        nameless.seek(0)
+        out.write(hashlib.sha256(nameless.read() + os.pread(memory, 8 * BLOCKS, 0)).hexdigest() + "\n")
     print("exit statuses", [adder.exitcode for adder in adders])
 
 
