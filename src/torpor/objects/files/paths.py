@@ -73,7 +73,8 @@ def save(seen: Seen, saving: Saving) -> int:
     """Write the description and, before it, its file. Returns its id."""
     node = found(seen)
     node_id = saving.known(node.key) or saving.add(nodes.describe(node, saving.new_id(), code=False), node.key)
-    flags = seen.flags & ~CREATION_FLAGS
+    # O_TMPFILE stays visible in the flags of the file that it has made, with O_DIRECTORY, which only its directory has.
+    flags = seen.flags & ~(CREATION_FLAGS if stat.S_ISDIR(seen.stat.st_mode) else CREATION_FLAGS | 0o20200000)
     position = 0 if stat.S_ISCHR(seen.stat.st_mode) else seen.position
     return saving.add(OpenFile(id=saving.new_id(), node=node_id, flags=flags, position=position))
 
