@@ -22,7 +22,7 @@ from torpor.objects.files.seen import O_PATH
 from torpor.objects.files.terminals import Terminal
 from torpor.objects.memory import PAGE
 from torpor.objects.nodes import NAMED
-from torpor.objects.plan import ProcessPlan, pages_of
+from torpor.objects.plan import ProcessPlan, pages_of, sessions
 from torpor.tasks import resume, sleeping, spawn
 from torpor.tasks.remote import Remote, find_padding
 from torpor.tasks.retry import Slots
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     Calls = list[tuple[str | int, ...]]
 
 
+EPOLL_AT_ONCE = 2048
+"""Members of an epoll set that fit into a task's work area."""
 AT_FDCWD, F_SETFD, FD_CLOEXEC, RLIMIT_NOFILE = -100, 2, 1, 7
 
 
@@ -54,6 +56,7 @@ class Rebuilding:
         self._done: set[int] = set()
         """Ids of the shared objects that one of the processes has put in order for all."""
         self._pages = pages_of(making.image)
+        self._sessions = sessions(root)
         self._own: dict[int, int] = {}
         """That number -> our descriptor."""
         self._kinds = {process.arch for process in root.family()}
@@ -82,7 +85,10 @@ class Rebuilding:
                 ptrace.set_options(thread.tid, 0)
         for _, made in self._threads:
             for _, thread in made:
-                ptrace.detach(thread.tid)
+                try:
+                    ptrace.detach(thread.tid)
+                except ProcessLookupError:
+                    continue  # a thread that was let go before has ended its whole process
         self.close()
 
     def abandon(self) -> None:
@@ -147,7 +153,7 @@ class Rebuilding:
         for key_, fd in opened.items():
             self._carriers[key_] = number = next(free)
             self._own[number] = fd
-        self._raise_limit(max(self._own) + 1)
+        self._raise_limit(max(max(self._own), *used, 0) + 1)
 
     def _open_narrow(self, path: str, flags: int) -> int:
         """Open `path` in a 32-bit stub made for that, and take the descriptor from it."""
@@ -174,6 +180,8 @@ class Rebuilding:
     def _raise_limit(self, needed: int) -> None:
         """Let this process, and so the stubs, have `needed` descriptors, if the hard limit allows; else dup2 will say it."""
         soft, hard = procfs.limits(os.getpid())[RLIMIT_NOFILE]
+        if needed > hard and clone.capget()[0] >> clone.CAP_SYS_RESOURCE & 1:
+            hard = needed
         if needed > soft:
             libc.set_limit(RLIMIT_NOFILE, min(needed, hard), hard)
 
@@ -265,14 +273,14 @@ class Rebuilding:
         self._grow(child)
 
     def _join_group(self, process: ProcessPlan) -> None:
-        """Put a process into its process group, if that group's leader is part of the tree."""
-        leaders = {p.record.pid for p in self.root.family()}
+        """Put a process into its process group, if that group's leader is alive, and has come to be in the same session."""
+        leaders = {p.record.pid: self._sessions[p.record.pid] for p in self._alive()}
         record = process.record
-        if record.pgid in leaders and record.sid != record.pid:
+        if record.sid != record.pid and leaders.get(record.pgid) == self._sessions[record.pid]:
             remote = self.remotes[record.pid]
             if record.pgid != record.pid:
-                leader = next(p for p in self.root.family() if p.record.pid == record.pgid)
-                if leader.alive and leader.record.sid != leader.record.pid:
+                leader = next(p for p in self._alive() if p.record.pid == record.pgid)
+                if leader.record.sid != leader.record.pid:
                     self.remotes[record.pgid].call("setpgid", 0, 0)
             remote.call("setpgid", 0, record.pgid if record.pgid != record.pid else 0)
 
@@ -311,12 +319,13 @@ class Rebuilding:
             record = self.making.record(entry.file, Record)
             # A set that parent and child share is filled once, by one that has all its members under their numbers.
             if isinstance(record, Epoll) and record.members <= numbers and self._first(record.id):
-                remote.reset()
-                room = remote.room(12 * len(record.watched) or 1)
-                remote.reset()
-                more, data = events.epoll_calls(record, entry.fd, room)
-                remote.put(data or b"\0")
-                remote.checked(more)
+                for first in range(0, len(record.watched), EPOLL_AT_ONCE):
+                    remote.reset()
+                    room = remote.room(12 * EPOLL_AT_ONCE)
+                    remote.reset()
+                    more, data = events.epoll_calls(record.watched[first : first + EPOLL_AT_ONCE], entry.fd, room)
+                    remote.put(data)
+                    remote.checked(more)
         for lock in process.files.locks:
             if lock.kind == tables.POSIX:
                 remote.reset()
@@ -363,14 +372,16 @@ class Rebuilding:
             own.checked(threads.attach_calls(plan.record, own))
         remote.prepare()
         remote.reset()
-        limits, left_out = processes.limit_calls(record, remote)
-        self.warnings += left_out
         self.warnings += processes.set_oom_score(record, remote.thread.tid)
-        remote.checked(processes.attribute_calls(record, process.arch) + limits)
+        remote.checked(processes.attribute_calls(record, process.arch))
         if process.timers is not None:
             timers.restore(process.timers, remote)
         self._drop_child_signals(process, remote)
         self._queue_signals(process, remotes)
+        # Now that nothing is made any more that a limit could forbid: a program may have lowered it afterwards.
+        remote.prepare()
+        remote.reset()
+        self.warnings += processes.set_limits(record, remote)
         for plan, own in zip(process.threads, remotes, strict=True):
             own.prepare()
             own.reset()
@@ -387,10 +398,11 @@ class Rebuilding:
         self._leave(process, remotes)
 
     def _drop_child_signals(self, process: ProcessPlan, remote: Remote) -> None:
-        """Take away the SIGCHLDs that making its zombies has sent."""
-        if any(not child.alive for child in process.children):
+        """Take away the signals (mostly SIGCHLD) that making its zombies has sent."""
+        sent = {child.record.exit_signal for child in process.children if not child.alive} - {0}
+        if sent:
             remote.reset()
-            wanted = remote.put((1 << 16).to_bytes(8, "little"))
+            wanted = remote.put(sum(1 << number - 1 for number in sent).to_bytes(8, "little"))
             nothing = remote.put(bytes(16))
             for _ in process.children:
                 remote.batch([("rt_sigtimedwait", wanted, 0, nothing, 8)])
@@ -443,9 +455,13 @@ class Rebuilding:
             self._stop_again(process, remotes)
 
     def _stop_again(self, process: ProcessPlan, remotes: list[Remote]) -> None:
-        """Put the process back into the job-control stop it was in."""
+        """Put the process back into the job-control stop it was in.
+
+        By SIGSTOP, whatever stopped it: the other three do not stop a process that blocks them, or whose process group is
+        orphaned, as that of a restart is.
+        """
         for own in remotes:
-            ptrace.cont(own.thread.tid, process.record.stopped_by if own is remotes[0] else 0)
+            ptrace.cont(own.thread.tid, signals.SIGSTOP if own is remotes[0] else 0)
         for own in remotes:
             while True:
                 status = ptrace.wait(own.thread.tid)

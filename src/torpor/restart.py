@@ -17,10 +17,14 @@ from torpor.image.reader import Image
 from torpor.image.record import Record
 from torpor.linux import clone, procfs
 from torpor.linux import signals as process_signals
-from torpor.objects import files, memory, nodes, plan, signals, tables, threads
+from torpor.objects import files, memory, memory_checks, nodes, plan, processes, signals, tables, threads, timers
+from torpor.objects.files.paths import OpenFile
+from torpor.objects.files.seen import O_PATH
 from torpor.objects.making import Making
-from torpor.objects.nodes import FileNode
+from torpor.objects.memory import Mm
+from torpor.objects.nodes import WITH_CONTENTS, FileNode
 from torpor.objects.plan import ProcessPlan
+from torpor.objects.processes import PID_MAX
 from torpor.rebuild import Rebuilding
 
 TYPE_CHECKING = False
@@ -101,41 +105,73 @@ def restart(
 
 def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) -> Iterator[tuple[Obstacle, type[TorporError]]]:
     """Every reason why the image cannot be restarted here, with the kind of error it makes. Makes nothing."""
+    making = Making(image)
+    bad = False
+    for reason, pid in _faults(image, root, making):
+        yield Obstacle(image.name, reason, "take another checkpoint", pid=pid), BadImage
+        bad = True
+    if bad:
+        return  # this machine is not asked about what cannot be
     yield from _machine(image, root, cpu)
     for node in image.of(FileNode):
         if difference := nodes.differences(node, allowed):
             yield difference, Unsupported
-    making = Making(image)
     for record in image.records:
         if isinstance(record, files.RECORDS) and (obstacle := files.check(record, making)):
             yield obstacle, Unsupported
-    pages = plan.pages_of(image)
+    here = memory_checks.Here()
     for process in root.family():
+        for obstacle in _obstacles(process, making, here):
+            yield obstacle, Unsupported
         if process.alive:
-            for reason in _process_faults(process, [record for record, _ in pages.get(process.mm.id, [])]):
-                yield Obstacle(image.name, reason, "take another checkpoint", pid=process.record.pid), BadImage
             yield from _may_become(process)
-            for path in (process.fs.root, process.fs.cwd):
-                if not os.path.isdir(path):
-                    yield Obstacle(f"directory {path!r}", "it is not here", "make it again", pid=process.record.pid), Unsupported
+    written = [record.node for record in image.of(OpenFile) if record.flags & 3 and not record.flags & O_PATH]
+    programs = [process.mm.exe for process in root.family() if process.alive]
+    for obstacle in memory_checks.opened_for_writing(written, programs, making.node):
+        yield obstacle, Unsupported
+
+
+def _faults(image: Image, root: ProcessPlan, making: Making) -> Iterator[tuple[str, int | None]]:
+    """What no program can have, and of which process it is said."""
+    for node in image.of(FileNode):
+        for reason in nodes.faults(node):
+            yield reason, None
+    for record in image.records:
+        if isinstance(record, files.RECORDS):
+            for reason in files.faults(record, making):
+                yield reason, None
+    for pid, reason in plan.faults(root):
+        yield reason, pid
+    pages = plan.pages_of(image)
+    pids = {process.record.pid for process in root.family()}
+    for process in root.family():
+        for reason in processes.faults(process.record):
+            yield reason, process.record.pid
+        if process.alive:
+            chunks = [record for record, _ in pages.get(process.mm.id, [])]
+            for reason in _process_faults(process, chunks, pids, making):
+                yield reason, process.record.pid
+    tables_ = {process.files.id: process.files for process in root.family() if process.alive}.values()
+    for reason in (*tables.unfilled(tables_, making), *tables.conflicts(tables_, making)):
+        yield reason, None
     owners = {process.record.mm for process in root.family() if process.alive}
     for data, _ in image.chunks:
         owner = image.by_id(data.owner, Record)
         if isinstance(data, Pages) != (data.owner in owners) or not isinstance(owner, FileNode | memory.Mm):
-            yield Obstacle(image.name, f"it has data for #{data.owner}, which has none", "take another checkpoint"), BadImage
-        elif isinstance(owner, FileNode) and any(run.start + run.length > owner.size for run in data.runs):
-            yield Obstacle(image.name, f"it has data behind the end of file #{data.owner}", "take another checkpoint"), BadImage
+            yield f"it has data for #{data.owner}, which has none", None
+        elif isinstance(owner, FileNode) and (
+            owner.kind not in WITH_CONTENTS or any(run.start + run.length > owner.size for run in data.runs)
+        ):
+            yield f"it has data for file #{data.owner} that is not in it", None
 
 
 def _machine(image: Image, root: ProcessPlan, cpu: str) -> Iterator[tuple[Obstacle, type[TorporError]]]:
     """Whether this CPU and kernel can carry the program (R-B5)."""
-    if image.header.page_size != os.sysconf("SC_PAGE_SIZE"):
-        yield (
-            Obstacle(image.name, f"its pages have {image.header.page_size} bytes, this kernel's {os.sysconf('SC_PAGE_SIZE')}"),
-            Unsupported,
-        )
     if image.header.arch not in {process.record.arch for process in root.family()}:
         yield Obstacle(image.name, "its header is of another architecture than its processes", "take another checkpoint"), BadImage
+    if image.header.page_size != PAGE:
+        reason = f"its pages are of {image.header.page_size} bytes, and here of {PAGE}"
+        yield Obstacle(image.name, reason, "restart it on a machine like the one it comes from"), Unsupported
     used = 0
     for process in root.family():
         used |= process.arch.records_of(process.record.components)
@@ -149,27 +185,29 @@ def _machine(image: Image, root: ProcessPlan, cpu: str) -> Iterator[tuple[Obstac
         yield Obstacle("processor", reason), Unsupported
 
 
-def _process_faults(process: ProcessPlan, chunks: list[Pages]) -> Iterator[str]:
-    """What in the records of a process no process can have."""
-    kind, mm = process.arch, process.mm
-    yield from memory.faults(mm, kind)
-    yield from memory.stray_pages(mm, chunks)
-    yield from tables.faults(process.files)
-    yield from signals.bad_actions(process.handlers.actions, kind.user_limit)
+def _process_faults(process: ProcessPlan, chunks: list[Pages], pids: set[int], making: Making) -> Iterator[str]:
+    """What in the records of a process no process can have. `pids`: of the whole tree."""
+    kind, mm, node = process.arch, process.mm, making.node
+    yield from memory_checks.faults(mm, kind, making.record(mm.base, Mm) if mm.base else None, node)
+    yield from memory_checks.stray_pages(mm, chunks, node)
+    yield from tables.faults(process.files, making)
+    yield from signals.faults(process.handlers.actions, kind.user_limit)
     if process.record.components & ~kind.requestable:
         yield f"it has asked for register components that nobody can ask for, {process.record.components:#x}"
+    if process.timers is not None:
+        yield from timers.faults(process.timers, kind, pids, process.tids)
 
     def after_syscall(address: int) -> bool:
-        return memory.executable(mm, address - 2)
+        return memory_checks.executable(mm, address - 2)
 
     for thread in process.threads:
         for reason in (
-            *threads.faults(thread.record, kind.user_limit + PAGE),
+            *threads.faults(thread.record, kind, lambda address, length: memory_checks.writable(mm, address, length)),
             *kind.registers.validate(
                 thread.registers,
                 user_limit=kind.user_limit,
-                is_executable=lambda address: memory.executable(mm, address),
-                is_mapped=lambda address: memory.mapped(mm, address),
+                is_executable=lambda address: memory_checks.executable(mm, address),
+                is_mapped=lambda address: memory_checks.mapped(mm, address),
                 syscall_before=after_syscall,
             ),
         ):
@@ -181,29 +219,36 @@ def _process_faults(process: ProcessPlan, chunks: list[Pages]) -> Iterator[str]:
 PAGE = memory.PAGE
 
 
-def _may_become(process: ProcessPlan) -> Iterator[tuple[Obstacle, type[TorporError]]]:
-    """Whether this user may give a process the user and group ids it had."""
-    uid, gid = os.geteuid(), os.getegid()
-    if uid == 0:
-        permitted = clone.capget()[1]
-        for thread in process.threads:
-            if lacking := thread.record.permitted & ~permitted:
-                reason = f"it had capabilities that torpor has not itself ({lacking:#x})"
-                yield Obstacle("credentials", reason, "restart it with more rights", pid=process.record.pid), NoPermission
-                return
+def _obstacles(process: ProcessPlan, making: Making, here: memory_checks.Here) -> Iterator[Obstacle]:
+    """What of a process cannot be had on this machine."""
+    pid = process.record.pid
+    yield from processes.check(process.record)
+    if not process.alive:
         return
+    yield from memory_checks.check(process.mm, process.arch, making.node, here, pid)
+    yield from tables.check(process.files, making, process.fs.root, process.tids)
+    yield from tables.fs_check(process.fs, pid)
+    if process.timers is not None:
+        yield from timers.check(process.timers, pid)
+
+
+def _may_become(process: ProcessPlan) -> Iterator[tuple[Obstacle, type[TorporError]]]:
+    """Whether this user may give a process the user and group ids and the capabilities it had."""
+    uid, gid, pid = os.geteuid(), os.getegid(), process.record.pid
+    own = procfs.status(os.getpid()) if uid == 0 else None
     for thread in process.threads:
-        if set(thread.record.uids) != {uid} or set(thread.record.gids) != {gid}:
-            ids = f"user {thread.record.uids[1]}, group {thread.record.gids[1]}"
-            yield (
-                Obstacle("credentials", f"it ran as {ids}, and this user is {uid}, group {gid}",
-                         "restart it as that user, or as root", pid=process.record.pid),
-                NoPermission,
-            )  # fmt: skip
+        record = thread.record
+        if own is not None:
+            for reason in threads.lacking(record, process.record.groups, own):
+                yield Obstacle("credentials", reason, "restart it with more rights", pid=pid), NoPermission
+                return
+        elif set(record.uids) != {uid} or set(record.gids) != {gid}:
+            reason = f"it ran as user {record.uids[1]}, group {record.gids[1]}, and this user is {uid}, group {gid}"
+            yield Obstacle("credentials", reason, "restart it as that user, or as root", pid=pid), NoPermission
             return
-        if thread.record.permitted:
-            yield Obstacle("credentials", "it had capabilities that this user cannot give", "restart it as root",
-                           pid=process.record.pid), NoPermission  # fmt: skip
+        elif record.permitted:
+            reason = "it had capabilities that this user cannot give"
+            yield Obstacle("credentials", reason, "restart it as root", pid=pid), NoPermission
             return
 
 
@@ -231,14 +276,15 @@ def _choose(pids: str, root: ProcessPlan) -> str:
         )
     if taken:
         listed = ", ".join(map(str, taken[:5]))
-        raise Unsupported(
-            Obstacle("process ids", f"{listed} {'is' if len(taken) == 1 else 'are'} taken here", "say --pids namespace")
-        )
+        verb = "is" if len(taken) == 1 else "are"
+        raise Unsupported(Obstacle("process ids", f"{listed} {verb} taken here, or too high", "say --pids namespace"))
     return SAME
 
 
 def _taken(root: ProcessPlan) -> list[int]:
-    return [number for number in root.ids() if os.path.exists(f"/proc/{number}")]
+    """The ids of the tree that cannot be had in this pid namespace: another task has them, or they are too high."""
+    end = procfs.sysctl("kernel/pid_max", PID_MAX)
+    return [number for number in root.ids() if number >= end or os.path.exists(f"/proc/{number}")]
 
 
 # --- the keeper

@@ -8,12 +8,21 @@ from torpor.arch import x86
 from torpor.arch.contract import Arch
 from torpor.errors import Obstacle, Unsupported
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from torpor.image.record import Record
+
 KINDS: tuple[Arch, ...] = x86.KINDS
 
 
 def by_image_id(image_id: int) -> Arch | None:
     """The kind of task that an image's architecture number means, or None for one this version cannot restart."""
     return next((kind for kind in KINDS if kind.image_id == image_id), None)
+
+
+def is_register_record(record: Record) -> bool:
+    """Whether `record` holds registers of a thread, of whichever kind."""
+    return any(kind.registers.knows(record) for kind in KINDS)
 
 
 def of_program(pid: int) -> Arch:

@@ -74,6 +74,10 @@ class Constant(Struct):
     value: int = i64("what it was where the image was taken")
 
 
+# 73 years: no machine has run for longer, and a time namespace takes no more than twice that (kernel/time/namespace.c).
+_RUNNING = in_range(0, 1 << 61)
+
+
 class Header(Record, type=0x0001):
     """The first record: what the image is, and where and when it was taken (R-B1)."""
 
@@ -83,8 +87,8 @@ class Header(Record, type=0x0001):
     page_size: int = u32("bytes", check=one_of(4096, 8192, 16384, 32768, 65536))
     flags: int = flags(32, {}, "for the image as a whole", default=0)
     realtime: int = i64("wall clock at the instant of the stop, ns since 1970")
-    monotonic: int = u64("CLOCK_MONOTONIC at that instant, ns")
-    boottime: int = u64("CLOCK_BOOTTIME at that instant, ns")
+    monotonic: int = u64("CLOCK_MONOTONIC at that instant, ns", check=_RUNNING)
+    boottime: int = u64("CLOCK_BOOTTIME at that instant, ns", check=_RUNNING)
     release: str = text("kernel release, as `uname -r` prints it", max=256)
     version: str = text("kernel version, as `uname -v` prints it", max=256)
     machine: str = text("machine, as `uname -m` prints it", max=256)

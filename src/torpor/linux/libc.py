@@ -36,12 +36,12 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
     ("x86_64", 8): {
         "clone": 56, "capget": 125, "capset": 126, "get_robust_list": 274, "ioprio_get": 252, "ioprio_set": 251,
         "kcmp": 312, "prlimit64": 302, "sched_getattr": 315, "sched_setattr": 314, "rt_sigtimedwait": 128,
-        "rt_tgsigqueueinfo": 297, "arch_prctl": 158, "execveat": 322,
+        "rt_tgsigqueueinfo": 297, "arch_prctl": 158, "execveat": 322, "timer_create": 222, "timer_delete": 226,
     },
     ("i386", 4): {
         "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 312, "ioprio_get": 290, "ioprio_set": 289,
         "kcmp": 349, "prlimit64": 340, "sched_getattr": 352, "sched_setattr": 351, "rt_sigtimedwait": 177,
-        "rt_tgsigqueueinfo": 335, "arch_prctl": 384, "execveat": 358,
+        "rt_tgsigqueueinfo": 335, "arch_prctl": 384, "execveat": 358, "timer_create": 259, "timer_delete": 263,
     },
 }  # fmt: skip
 

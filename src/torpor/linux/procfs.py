@@ -657,6 +657,15 @@ def cgroup(pid: int) -> list[tuple[int, str, str]]:
     return found
 
 
+def sysctl(name: str, otherwise: int) -> int:
+    """The number in /proc/sys/NAME; `otherwise` where this kernel has none, or hides it."""
+    try:
+        with open(f"/proc/sys/{name}", "rb", buffering=0) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return otherwise
+
+
 def boot_id() -> str:
     """The random name of this run of the kernel."""
     return _read("/proc/sys/kernel/random/boot_id").decode().strip()

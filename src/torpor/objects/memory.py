@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from collections.abc import Mapping as Mapping_
 
-    from torpor.arch.contract import Arch
     from torpor.image.format import Pages
     from torpor.linux.procfs import Mapping
     from torpor.objects.saving import Saving
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from torpor.tasks.remote import Remote
 
 PAGE = 4096
+ENOMEM = 12
 _ADDRESS = all_of(in_range(0, 1 << 63), aligned(PAGE))
 ANONYMOUS, FILE, SPECIAL = 0, 1, 2
 
@@ -259,78 +259,6 @@ def own_pages(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[Mapping, 
         os.close(fd)
 
 
-# --- restart: what is checked
-
-_SPECIAL_NAMES = ("[vdso]", "[vvar]", "[vvar_vclock]", "[sigpage]", "[vectors]")
-
-
-def faults(mm: Mm, arch: Arch) -> Iterator[str]:
-    """What in the record of an address space no program can have (R-D1)."""
-    free = 0
-    for mapping in mm.mappings:
-        name = f"mapping {mapping.start:#x}-{mapping.end:#x}"
-        if mapping.start < free or mapping.end <= mapping.start:
-            yield f"{name} overlaps the one before it or is empty"
-        if mapping.end > arch.user_limit + PAGE:
-            yield f"{name} is outside of user space"
-        free = max(free, mapping.end)
-        if (mapping.kind == FILE) != bool(mapping.node):
-            yield f"{name} names a file although it maps none, or the reverse"
-        if mapping.offset % PAGE or mapping.offset >> 62:
-            yield f"{name} has an impossible file offset, {mapping.offset:#x}"
-        if mapping.kind == SPECIAL and mapping.name not in _SPECIAL_NAMES:
-            yield f"{name} is a special mapping of an unknown name, {mapping.name!r}"
-    marks = ("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack", "arg_start", "arg_end",
-             "env_start", "env_end")  # fmt: skip
-    for mark in marks:
-        if not 0x10000 <= getattr(mm, mark) < arch.user_limit:
-            yield f"{mark} is outside of user space"
-    # kernel/sys.c, validate_prctl_map_addr()
-    if mm.start_code >= mm.end_code:
-        yield "its code ends before it starts"
-    for first, last in (("start_data", "end_data"), ("start_brk", "brk"), ("arg_start", "arg_end"), ("env_start", "env_end")):
-        if getattr(mm, first) > getattr(mm, last):
-            yield f"{last} lies before {first}"
-    if sum(mapping.name == "[vdso]" for mapping in mm.mappings) != 1:
-        yield "it has no vdso, or more than one"
-
-
-def stray_pages(mm: Mm, chunks: Sequence[Pages]) -> Iterator[str]:
-    """Pages of the image that lie in no private mapping of their address space."""
-    places = [(m.start, m.end) for m in mm.mappings if m.kind != SPECIAL and not m.attributes & SHARED]
-    starts = [start for start, _ in places]
-    for record in chunks:
-        for run in record.runs:
-            at = run.start
-            while at < run.start + run.length:
-                index = bisect_right(starts, at) - 1
-                if index < 0 or at >= places[index][1]:
-                    yield f"page {at:#x} lies in no private mapping"
-                    break
-                at = places[index][1]
-
-
-def _at(mm: Mm, address: int) -> MappingRecord | None:
-    """The mapping that `address` lies in."""
-    index = bisect_right(mm.mappings, address, key=lambda m: m.start) - 1
-    return mm.mappings[index] if index >= 0 and address < mm.mappings[index].end else None
-
-
-def executable(mm: Mm, address: int) -> bool:
-    """Whether code could run at `address`."""
-    m = _at(mm, address)
-    return m is not None and bool(m.prot & 4)
-
-
-def mapped(mm: Mm, address: int) -> bool:
-    """Whether `address` lies in a mapping, or just below one that grows down."""
-    index = bisect_right(mm.mappings, address, key=lambda m: m.end)
-    if index == len(mm.mappings):
-        return False
-    m = mm.mappings[index]
-    return m.start - (1 << 23 if m.attributes & GROWSDOWN else 0) <= address
-
-
 # --- restart: how it is made again
 
 PROT_READ, PROT_WRITE = 1, 2
@@ -340,6 +268,16 @@ MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
 MREMAP_MAYMOVE_FIXED = 3
 PR_SET_MM, PR_SET_MM_MAP, PR_SET_MM_MAP_SIZE = 35, 14, 15
 _ADVICE = {HUGEPAGE: 14, NOHUGEPAGE: 15, MERGEABLE: 12, SEQUENTIAL: 2, RANDOM: 1, DONTDUMP: 16, DONTFORK: 10, WIPEONFORK: 18}
+
+
+def wrong_vdso(pid: int) -> Obstacle:
+    """This kernel's vdso is not the image's."""
+    return Obstacle(
+        "vdso",
+        "this kernel's is another than the one the program has its clock functions from",
+        "restart on a machine with the kernel named by `torpor inspect`",
+        pid=pid,
+    )
 
 
 def vacate(remote: Remote, mm: Mm, stub_at: int, stub_length: int) -> None:
@@ -353,14 +291,7 @@ def vacate(remote: Remote, mm: Mm, stub_at: int, stub_length: int) -> None:
     wanted = [m for m in mm.mappings if m.kind == SPECIAL]
     build = b"".join(elf.build_id(os.pread(process.mem, m.length, m.start)) for m in found if m.path == "[vdso]")
     if [(m.path, m.length) for m in found] != [(m.name, m.end - m.start) for m in wanted] or build != mm.vdso:
-        raise Unsupported(
-            Obstacle(
-                "vdso",
-                "this kernel's is another than the one the program has its clock functions from",
-                "restart on a machine with the kernel named by `torpor inspect`",
-                pid=process.own_pid,
-            )
-        )
+        raise Unsupported(wrong_vdso(process.own_pid))
     calls: list[tuple[str | int, ...]] = []
     for mapping in here:
         if not special(mapping) and not stub_at <= mapping.start < stub_at + stub_length:
@@ -406,6 +337,7 @@ def fill(
         if m.kind != SPECIAL and _identity(m) not in kept:
             calls.append(("munmap", m.start, m.end - m.start))
     calls += [("madvise", r.start, r.end - r.start, MADV_DONTNEED) for r in mm.dropped]
+    locks: list[tuple[str | int, ...]] = []
     for index, m in enumerate(mm.mappings):
         if m.kind == SPECIAL:
             continue
@@ -428,13 +360,17 @@ def fill(
         if prot != m.prot:
             after.append(("mprotect", m.start, length, m.prot))
         if m.attributes & LOCKED:
-            after.append(("mlock2", m.start, length, 1 if m.attributes & LOCKONFAULT else 0))
+            locks.append(("mlock2", m.start, length, 1 if m.attributes & LOCKONFAULT else 0))
     for call, result in zip(calls, remote.checked(calls), strict=True):
         if call[0] in ("mmap", "mmap2") and result & ((1 << 8 * remote.arch.word) - 1) != call[1]:
             raise OSError(17, f"mmap in process {remote.thread.process.pid}: {call[1]:#x} is taken")
     _write_pages(remote.thread.process.pid, chunks, image)
     after += [("madvise", r.start, r.end - r.start, MADV_GUARD_INSTALL) for r in mm.guards]
     remote.checked(after)
+    for result in remote.batch(locks):
+        # Where a page cannot be had (no access, a guard, behind the end of a file) the kernel says so, and has locked all others.
+        if result < 0 and result != -ENOMEM:
+            raise OSError(-result, f"mlock2 in process {remote.thread.process.pid}: {os.strerror(-result)}")
 
 
 def _identity(m: MappingRecord) -> tuple[object, ...]:

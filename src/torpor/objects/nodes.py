@@ -29,6 +29,10 @@ CHUNK = 4 << 20
 
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 HANDED_OVER_DEVICES = {(1, 3): "null", (1, 5): "zero", (1, 7): "full", (1, 8): "random", (1, 9): "urandom", (5, 0): "tty"}
+HANDED_OVER = frozenset(major << 32 | minor for major, minor in HANDED_OVER_DEVICES)
+"""The same, as FileNode.device has them."""
+OWN = "/proc/self/"
+_OTHERS_OWN = ("/proc/thread-self", "/proc/mounts", "/proc/net")
 
 
 class FileNode(Record, type=0x0300):
@@ -87,7 +91,7 @@ class Found:
     def kind(self) -> int:
         """Where its contents are (FileNode.kind)."""
         if self.stat.st_dev in _virtual_devices():
-            return OF_PROCESS if self.path.startswith("/proc/self/") else VIRTUAL
+            return OF_PROCESS if self.path.startswith(OWN) else VIRTUAL
         if self.path.startswith("/memfd:") and self.deleted:
             return MEMFD
         if self.path == "/dev/zero" and self.deleted:
@@ -158,13 +162,50 @@ def contents_of(path: str) -> Iterator[tuple[int, bytes]]:
 # --- restart
 
 
+NAME_MAX = 249
+"""Bytes in the name of a memfd (memfd_create(2))."""
+_SEAL_WRITE, _SEAL_FUTURE_WRITE, _SEAL_EXEC = 8, 16, 32
+_SEALED_WITH_EXEC = 2 | 4 | _SEAL_WRITE | _SEAL_FUTURE_WRITE
+
+
+def faults(node: FileNode) -> Iterator[str]:
+    """What no file can be (R-D1)."""
+    name = f"file {node.path!r}"
+    if node.kind == MEMFD:
+        if len(os.fsencode(node.path)) > NAME_MAX:
+            yield f"{name} has a name that is too long for a memfd"
+        # mm/memfd.c, memfd_add_seals(): what can be executed is sealed against all changes by SEAL_EXEC.
+        if node.seals & _SEAL_EXEC and node.mode & 0o111 and node.seals & _SEALED_WITH_EXEC != _SEALED_WITH_EXEC:
+            yield f"{name} has seals that do not go together, {node.seals:#x}"
+    elif not node.path.startswith("/"):
+        yield f"{name} has no absolute path"
+    elif os.path.normpath(node.path) != node.path or node.path.startswith(_OTHERS_OWN):
+        # Whoever opens them gets torpor's own; the kernel names neither.
+        yield f"{name} has a path that no file has"
+    elif (node.kind == OF_PROCESS) != node.path.startswith(OWN):
+        yield f"{name} is said to be one of the process's own in /proc, and is not, or the reverse"
+    if node.seals and node.kind != MEMFD:
+        yield f"{name} has seals and is no memfd"
+    if node.kind in WITH_CONTENTS and not stat.S_ISREG(node.mode):
+        yield f"{name} has its contents in the image and is no regular file"
+
+
+def same_type(node: FileNode) -> bool:
+    """Whether there is a file of this type under its path here."""
+    try:
+        here = os.stat(node.path, follow_symlinks=not stat.S_ISLNK(node.mode))
+    except OSError:
+        return False
+    return stat.S_IFMT(here.st_mode) == stat.S_IFMT(node.mode)
+
+
 def differences(node: FileNode, allowed: frozenset[str]) -> Obstacle | None:
     """Why the file of this name here is not the one that the image means, or None (R-D2: only looks)."""
     if node.kind not in (NAMED, VIRTUAL):
         return None
     name = f"file {node.path!r}"
     try:
-        here = os.stat(node.path)
+        here = os.stat(node.path, follow_symlinks=not stat.S_ISLNK(node.mode))
     except OSError as error:
         return Obstacle(name, f"it cannot be found here ({error.strerror})", "bring it back to this path")
     if stat.S_IFMT(here.st_mode) != stat.S_IFMT(node.mode):
@@ -194,16 +235,24 @@ def create(node: FileNode) -> int:
         name = node.path if node.kind == MEMFD else "shared-anonymous"
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
-        fd = _nameless(os.path.dirname(node.path) or "/", stat.S_IMODE(node.mode))
-    os.ftruncate(fd, node.size)
+        fd = _nameless(os.path.dirname(node.path))
+    try:
+        # Not the set-id bits: it belongs to whoever restarts, who may be another than its owner was. And it is opened
+        # again by its owner, for reading and writing.
+        os.fchmod(fd, node.mode & 0o777 | 0o600)
+        os.ftruncate(fd, node.size)
+    except OSError as error:
+        os.close(fd)
+        what = f"file {node.path!r} of {node.size} bytes"
+        raise OSError(error.errno, f"{what}: {error.strerror}") from error
     return fd
 
 
-def _nameless(directory: str, mode: int) -> int:
+def _nameless(directory: str) -> int:
     """A file without a name, in `directory` if that can be had, else in the directory for temporary files."""
     for place in (directory, os.environ.get("TMPDIR", "/tmp")):
         try:
-            return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
+            return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError:
             continue
     return os.memfd_create("deleted", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

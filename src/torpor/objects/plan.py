@@ -56,6 +56,11 @@ class ProcessPlan:
         """Not a zombie."""
         return self.record.state == ALIVE
 
+    @property
+    def tids(self) -> set[int]:
+        """The ids of its threads."""
+        return {thread.record.tid for thread in self.threads}
+
     def family(self) -> Iterator[ProcessPlan]:
         """This process and all its descendants, parents first."""
         waiting = [self]
@@ -80,8 +85,12 @@ def read(image: Image) -> ProcessPlan:
     process: ProcessPlan | None = None
     for record in image.records:
         if thread is not None and len(thread.registers) < thread.record.registers.bit_count():
+            if not arch.is_register_record(record):
+                raise _bad(image, f"the register records of thread {thread.record.tid} are not those that its mask announces")
             thread.registers.append(record)
             continue
+        if arch.is_register_record(record):
+            raise _bad(image, f"it has registers ({type(record).__name__}) that belong to no thread")
         if isinstance(record, Process):
             process = _process(record, by_id, image)
             if process.parent is None:
@@ -96,7 +105,10 @@ def read(image: Image) -> ProcessPlan:
                 raise _bad(image, f"process {owner.record.pid} has ended and has a thread {record.tid}")
             owner.threads.append(thread)
         elif isinstance(record, Timers):
-            by_id[record.process].timers = record
+            owner = by_id[record.process]
+            if owner.timers is not None or not owner.alive:
+                raise _bad(image, f"process {owner.record.pid} has timers twice, or has ended and has timers")
+            owner.timers = record
     if root is None:
         raise _bad(image, "there is no process in it")
     for process in by_id.values():
@@ -151,6 +163,56 @@ def _fits(process: ProcessPlan, image: Image) -> None:
     for thread in process.threads:
         if process.arch.registers.mask(thread.registers) != thread.record.registers or not thread.registers:
             raise _bad(image, f"the register records of thread {thread.record.tid} are not those that its mask announces")
+
+
+DEEPEST = 200
+"""Generations of a tree: each is a few calls deep in Python when it is made."""
+
+
+def faults(root: ProcessPlan) -> Iterator[tuple[int, str]]:
+    """What the processes of a tree cannot have together: (pid, reason)."""
+    alive = {process.record.pid: process.record for process in root.family() if process.alive}
+    users: dict[int, int] = {}
+    depths: dict[int, int] = {}
+    for process in root.family():
+        record, parent = process.record, process.parent
+        depths[record.pid] = depth = depths[parent.record.pid] + 1 if parent else 0
+        if depth == DEEPEST:
+            yield record.pid, f"it is {DEEPEST} generations below the root of the tree, more than can be made again"
+        if record.sid == record.pid != record.pgid:
+            yield record.pid, "it leads a session, but not its own process group"  # kernel/sys.c, ksys_setsid()
+        leader = alive.get(record.pgid)
+        if process.alive and leader is not None and leader.sid != record.sid:
+            yield record.pid, "its process group is in another session"  # kernel/sys.c, setpgid(2)
+        if not process.alive:
+            continue
+        for what, number in (("address space", record.mm), ("signal actions", record.handlers)):
+            if (first := users.setdefault(number, record.pid)) != record.pid:
+                yield record.pid, f"it has the same {what} as process {first}"
+        inherited = (parent.record.files, parent.record.fs) if parent else (0, 0)
+        for what, number in (("descriptor table", record.files), ("working directory", record.fs)):
+            if (first := users.setdefault(number, record.pid)) != record.pid and number not in inherited:
+                yield record.pid, f"it shares its {what} with process {first}, which is not its parent"
+
+
+def sessions(root: ProcessPlan) -> dict[int, int]:
+    """The session in which each process is made, by pid: the id of its leader, or 0 for that of the restart command.
+
+    It is another than the recorded one where the process that led it, or through which it was inherited, has ended.
+    """
+    found: dict[int, int] = {}
+    before: dict[int, int] = {}
+    for process in root.family():
+        record, parent = process.record, process.parent
+        if parent is None:
+            inherited = 0
+        elif parent is not root and parent.record.sid == parent.record.pid != record.sid:
+            inherited = before[parent.record.pid]  # made before its parent began a session of its own
+        else:
+            inherited = found[parent.record.pid]
+        before[record.pid] = inherited
+        found[record.pid] = record.pid if process.alive and record.sid == record.pid else inherited
+    return found
 
 
 def pages_of(image: Image) -> dict[int, list[tuple[Pages, int]]]:

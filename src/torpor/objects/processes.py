@@ -6,13 +6,15 @@ never by prlimit(2) from outside: that would need CAP_SYS_RESOURCE as soon as th
 
 from __future__ import annotations
 
+import os
 import struct
 
 from torpor.errors import Obstacle
-from torpor.image.fields import array, choice, i32, ident, in_range, ref, structs, u32, u64
+from torpor.image.fields import array, choice, i32, ident, in_range, one_of, ref, structs, u32, u64
 from torpor.image.format import ARCHITECTURES
 from torpor.image.record import Record, Struct
 from torpor.linux import procfs
+from torpor.objects import signals
 from torpor.objects.signals import Queued
 
 TYPE_CHECKING = False
@@ -26,9 +28,14 @@ if TYPE_CHECKING:
     Calls = list[tuple[str | int, ...]]
 
 ALIVE, ZOMBIE = 0, 1
+EPERM = 1
 INFINITY = (1 << 64) - 1
 PID_MAX = 1 << 22
-_PID = in_range(1, PID_MAX)
+NO_ID = (1 << 32) - 1
+"""(uid_t)-1, which says "leave it" where an id is expected (credentials(7))."""
+GROUPS_MAX = 8000
+"""As many groups as fit into a task's work area in one piece."""
+_PID = in_range(1, PID_MAX - 1)  # kernel/pid.c, alloc_pid(): below the limit
 
 PR_GET_PDEATHSIG, PR_SET_PDEATHSIG = 2, 1
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
@@ -45,8 +52,22 @@ class Limit(Struct):
     """A resource limit (getrlimit(2)); 2^64-1 is none."""
 
     resource: int = u32("RLIMIT_*", check=in_range(0, 15))
-    soft: int = u64("soft limit")
+    soft: int = u64("soft limit, at most the hard one")
     hard: int = u64("hard limit")
+
+    def validate(self) -> str | None:
+        return f"the soft limit {self.soft} is above the hard one, {self.hard}" if self.soft > self.hard else None
+
+
+def _ascending(limits: list[Limit]) -> str | None:
+    """ascending"""
+    numbers = [limit.resource for limit in limits]
+    return None if numbers == sorted(set(numbers)) else f"{numbers} are not ascending"
+
+
+def all_ids(ids: list[int]) -> str | None:
+    """none is 2^32-1, which is no id"""
+    return "has an id of 2^32-1, which is none" if NO_ID in ids else None
 
 
 class Process(Record, type=0x0200):
@@ -65,16 +86,16 @@ class Process(Record, type=0x0200):
     files: int = ref("descriptor table", to="FdTable", optional=True, default=0)
     fs: int = ref("place in the file system", to="Fs", optional=True, default=0)
     handlers: int = ref("signal actions", to="Handlers", optional=True, default=0)
-    stopped_by: int = u32("signal of the job-control stop it is in, 0 when it runs", check=in_range(0, 64), default=0)
-    personality: int = u32("personality(2)", default=0)
+    stopped_by: int = u32("signal of the job-control stop it is in, 0 when it runs", check=one_of(0, 19, 20, 21, 22), default=0)
+    personality: int = u32("personality(2)", check=in_range(0, NO_ID - 1), default=0)
     components: int = u64("register components that it has asked for (x86: ARCH_REQ_XCOMP_PERM)", default=0)
     dumpable: int = choice(32, {0: "no", 1: "yes", 2: "root only"}, "PR_GET_DUMPABLE", default=1)
     subreaper: int = choice(32, {0: "no", 1: "yes"}, "PR_GET_CHILD_SUBREAPER", default=0)
     thp_disable: int = choice(32, {0: "no", 1: "yes"}, "PR_GET_THP_DISABLE", default=0)
     oom_score_adj: int = i32("/proc/PID/oom_score_adj", check=in_range(-1000, 1000), default=0)
-    limits: list[Limit] = structs(Limit, "resource limits", max=16, default=[])
+    limits: list[Limit] = structs(Limit, "resource limits", max=16, check=_ascending, default=[])
     pending: list[Queued] = structs(Queued, "pending signals of the whole process, in order", max=1 << 16, default=[])
-    groups: list[int] = array(32, "supplementary groups", max=65536, default=[])
+    groups: list[int] = array(32, "supplementary groups", max=65536, check=all_ids, default=[])
 
 
 class Inside:
@@ -130,32 +151,55 @@ def describe(process: FrozenProcess, number: int, parent: int) -> Process:
 
 # --- restart
 
-CAP_SYS_RESOURCE = 24
+SIGKILL = 9
+_HARMLESS_SIGNALS = (17, 18, 19, 20, 21, 22, 23, 28)
+"""CHLD CONT STOP TSTP TTIN TTOU URG WINCH: no default action of theirs ends a process (signal(7))."""
 
 
-def limit_calls(record: Process, remote: Remote) -> tuple[Calls, list[Obstacle]]:
-    """The calls that give a process its limits, and what is left out: hard limits above those that torpor has itself."""
-    calls: Calls = []
-    left_out = []
+def faults(record: Process) -> Iterator[str]:
+    """What in the record of a process no process can have (R-D1)."""
+    yield from signals.pending_faults(record.pending)
+    if record.state == ZOMBIE:
+        code, core, signal = record.exit_status >> 8, record.exit_status & 0x80, record.exit_status & 0x7F
+        if (code or signal > signals.COUNT or signal in _HARMLESS_SIGNALS) if signal else core:
+            yield f"{record.exit_status:#x} is not the wait status of a process that has ended"
+        if record.exit_signal == SIGKILL:
+            yield "its end would have killed its parent"
+
+
+def check(record: Process) -> Iterator[Obstacle]:
+    """What in the record of a process cannot be given back here."""
+    if record.pid == 1:
+        yield Obstacle("process id", "it was process 1 of its namespace, which it cannot be again", pid=1)
+    if len(record.groups) > GROUPS_MAX:
+        yield Obstacle("groups", f"it has {len(record.groups)} supplementary groups, more than {GROUPS_MAX}", pid=record.pid)
+
+
+
+def set_limits(record: Process, remote: Remote) -> Iterator[Obstacle]:
+    """Have a process set its limits; yields what is left out: hard limits that this user, or the kernel, does not allow.
+
+    The kernel answers EPERM without CAP_SYS_RESOURCE towards the first user namespace, and above fs.nr_open (kernel/sys.c).
+    """
     now = procfs.limits(remote.thread.process.pid)
-    capable = procfs.status(remote.thread.process.pid).cap_effective >> CAP_SYS_RESOURCE & 1
-    for limit in record.limits:
-        soft, hard = limit.soft, limit.hard
-        if (soft, hard) == now[limit.resource]:
-            continue
-        if hard > now[limit.resource][1] and not capable:
-            left_out.append(
-                Obstacle(
-                    f"limit {limit.resource} (RLIMIT_*)",
-                    f"its hard value {hard} is above torpor's own, {now[limit.resource][1]}",
-                    "raise the limit before the restart if the program needs it",
-                    pid=record.pid,
-                )
-            )
+    wanted = [limit for limit in record.limits if (limit.soft, limit.hard) != now[limit.resource]]
+
+    def call(resource: int, soft: int, hard: int) -> tuple[str | int, ...]:
+        return "prlimit64", 0, resource, remote.put(struct.pack("<QQ", soft, hard)), 0
+
+    results = remote.batch([call(limit.resource, limit.soft, limit.hard) for limit in wanted])
+    for limit, result in zip(wanted, results, strict=True):
+        if result == -EPERM:
             hard = now[limit.resource][1]
-            soft = min(soft, hard)
-        calls.append(("prlimit64", 0, limit.resource, remote.put(struct.pack("<QQ", soft, hard)), 0))
-    return calls, left_out
+            yield Obstacle(
+                f"limit {limit.resource} (RLIMIT_*)",
+                f"its hard value {limit.hard} is above what may be set here, {hard}",
+                "raise the limit before the restart if the program needs it",
+                pid=record.pid,
+            )
+            result, *_ = remote.batch([call(limit.resource, min(limit.soft, hard), hard)])
+        if result < 0:
+            raise OSError(-result, f"prlimit64 in process {record.pid}: {os.strerror(-result)}")
 
 
 def attribute_calls(record: Process, arch: Arch) -> Calls:

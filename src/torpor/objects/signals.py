@@ -11,7 +11,7 @@ from torpor.image.record import Record, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torpor.arch.contract import Arch
 
@@ -153,10 +153,18 @@ def tell_actions(actions: Iterable[Action], address: int, arch: Arch) -> tuple[l
     return list(calls.values()), data
 
 
-def bad_actions(actions: Sequence[Action], user_limit: int) -> list[str]:
+def faults(actions: Sequence[Action], user_limit: int) -> Iterator[str]:
     """What in `actions` no program can have (R-D1)."""
-    return [
-        f"the handler of signal {action.signal} is at {action.handler:#x}, outside of user space"
-        for action in actions
-        if max(action.handler, action.restorer) >= user_limit
-    ]
+    before = 0
+    for action in actions:
+        if action.signal in (SIGKILL, SIGSTOP) or action.signal <= before:  # kernel/signal.c, do_sigaction()
+            yield f"its action for signal {action.signal} is out of order, or for a signal that takes none"
+        if max(action.handler, action.restorer) >= user_limit:
+            yield f"the handler of signal {action.signal} is at {action.handler:#x}, outside of user space"
+        before = action.signal
+
+
+def pending_faults(pending: Iterable[Queued]) -> Iterator[str]:
+    """What no task can have pending: SIGKILL ends it before anybody can look."""
+    if any(queued.signal == SIGKILL for queued in pending):
+        yield "SIGKILL is pending, so that it has ended"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from itertools import pairwise
 
 from torpor.errors import Obstacle
 from torpor.image.fields import array, choice, i32, in_range, ref, structs, text, u32, u64
@@ -15,27 +16,44 @@ from torpor.objects.processes import (
     PR_GET_SECUREBITS,
     PR_GET_TID_ADDRESS,
     PR_GET_TIMERSLACK,
+    all_ids,
 )
-from torpor.objects.signals import Queued, unpack_siginfo
+from torpor.objects.signals import Queued, pending_faults, unpack_siginfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
+    from torpor.arch.contract import Arch
+    from torpor.linux.procfs import Status
     from torpor.tasks.freeze import FrozenThread
     from torpor.tasks.remote import Remote
 
     Calls = list[tuple[str | int, ...]]
 
+FIFO, RR = 1, 2
 SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
+NR_CPUS = 8192
+"""No kernel is built for more processors."""
 _POLICIES = {0: "OTHER", 1: "FIFO", 2: "RR", 3: "BATCH", 5: "IDLE", 6: "DEADLINE", 7: "EXT"}
+
+
+def _four(ids: list[int]) -> str | None:
+    """four, none of them 2^32-1, which is no id"""
+    return f"are {len(ids)} ids instead of 4" if len(ids) != 4 else all_ids(ids)
+
+
+def _processors(numbers: list[int]) -> str | None:
+    """ascending, below 8192"""
+    good = all(a < b for a, b in pairwise(numbers)) and (not numbers or numbers[-1] < NR_CPUS)
+    return None if good else "are not ascending, or above any processor's"
 
 
 class Thread(Record, type=0x0210):
     """A thread. The register records that `registers` announces follow it, in the order of their bits."""
 
     process: int = ref("its process", to="Process")
-    tid: int = u32("its id in its own pid namespace", check=in_range(1, PID_MAX))
+    tid: int = u32("its id in its own pid namespace", check=in_range(1, PID_MAX - 1))
     name: str = text("its name (PR_SET_NAME)", max=15)
     registers: int = u64("which register records follow (R-B5)")
     blocked: int = u64("signal mask, bit n-1 for signal n")
@@ -51,8 +69,8 @@ class Thread(Record, type=0x0210):
     stack_flags: int = u32("SS_*: 2 none, 1 in use, bit 31 auto-disarm", default=SS_DISABLE)
     death_signal: int = u32("PR_SET_PDEATHSIG", check=in_range(0, 64), default=0)
     timer_slack: int = u64("ns (PR_SET_TIMERSLACK)", default=0)
-    uids: list[int] = array(32, "real, effective, saved and file system user id", max=4)
-    gids: list[int] = array(32, "real, effective, saved and file system group id", max=4)
+    uids: list[int] = array(32, "real, effective, saved and file system user id", max=4, check=_four)
+    gids: list[int] = array(32, "real, effective, saved and file system group id", max=4, check=_four)
     inheritable: int = u64("capabilities it passes on")
     permitted: int = u64("capabilities it may use")
     effective: int = u64("capabilities it uses")
@@ -63,7 +81,7 @@ class Thread(Record, type=0x0210):
     policy: int = choice(32, _POLICIES, "scheduling policy (sched(7))", default=0)
     nice: int = i32("nice value", check=in_range(-20, 19), default=0)
     priority: int = u32("priority of a real-time policy", check=in_range(0, 99), default=0)
-    affinity: list[int] = array(32, "processors it may run on", max=8192, default=[])
+    affinity: list[int] = array(32, "processors it may run on", max=NR_CPUS, check=_processors, default=[])
     call: int = i32("number of the call it was in when that can only be resumed with the time that was left, or -1", default=-1)
     left: int = u64("ns that were left of that call, 2^62 when it has no relative limit", check=in_range(0, 1 << 62), default=0)
 
@@ -155,23 +173,59 @@ CAP_AMBIENT_RAISE, CAP_AMBIENT_CLEAR_ALL = 2, 4
 CAP_VERSION_3 = 0x20080522
 
 
-def faults(record: Thread, user_limit: int) -> Iterator[str]:
-    """What in the record of a thread no thread can have (R-D1)."""
+CAP_SETPCAP = 8
+SECUREBITS = 0xFFF
+"""Up to SECBIT_EXEC_DENY_INTERACTIVE_LOCKED (6.14)."""
+_ALTERNATE_STACK_MIN = 2048
+"""The least MINSIGSTKSZ of all architectures (asm/signal.h)."""
+_RSEQ_MIN, _RSEQ_ALIGNMENT = 32, 32
+
+
+def faults(record: Thread, arch: Arch, writable: Callable[[int, int], bool]) -> Iterator[str]:
+    """What in the record of a thread no thread can have (R-D1). `writable`: whether a range is memory that may be written."""
     for name in ("clear_child_tid", "robust_list", "rseq", "stack"):
-        if getattr(record, name) >= user_limit:
+        if getattr(record, name) >= arch.user_limit:
             yield f"{name} is outside of user space"
-    if len(record.uids) != 4 or len(record.gids) != 4:
-        yield "it has not four user and group ids"
-    if record.robust_list and record.robust_length not in (12, 24):
+    if record.robust_list and record.robust_length != 3 * arch.word:  # struct robust_list_head
         yield f"the head of its robust list has {record.robust_length} bytes"
+    yield from pending_faults(record.pending)
     if record.effective & ~record.permitted or record.ambient & ~(record.permitted & record.inheritable):
         yield "it uses or passes on capabilities that it is not permitted"
-    if record.securebits & ~0xFF:
+    if record.securebits & ~SECUREBITS:
         yield f"its securebits are unknown: {record.securebits:#x}"
     if record.stack_flags & ~(SS_ONSTACK | SS_DISABLE | SS_AUTODISARM):
         yield f"the flags of its alternate stack are unknown: {record.stack_flags:#x}"
-    if record.rseq and (record.rseq % 32 or record.rseq_length < 32):
-        yield "its rseq area is not aligned or too short"
+    elif not (record.stack_flags & SS_DISABLE or _ALTERNATE_STACK_MIN <= record.stack_length <= arch.user_limit):
+        yield f"an alternate stack cannot be of {record.stack_length} bytes"  # kernel/signal.c, do_sigaltstack()
+    if record.rseq:
+        # kernel/rseq.c: it is looked at when it is registered, and written whenever the thread has been preempted.
+        if record.rseq % _RSEQ_ALIGNMENT or record.rseq_length < _RSEQ_MIN:
+            yield "its rseq area is not aligned or too short"
+        elif not writable(record.rseq, record.rseq_length):
+            yield "its rseq area does not lie in memory that can be written"
+    if (record.policy in (FIFO, RR)) != (record.priority > 0):  # sched(7)
+        yield f"its scheduling policy {record.policy} does not go with priority {record.priority}"
+    if record.call != -1 and (reason := arch.call_fault(record.call, record.left)):
+        yield reason
+
+
+CAP_SETGID, CAP_SETUID = 6, 7
+
+
+def lacking(record: Thread, groups: Sequence[int], own: Status) -> Iterator[str]:
+    """What root with the credentials `own` cannot give to a thread: root of a container may have fewer rights than it had."""
+    may = own.cap_effective
+    if missing := record.permitted & ~own.cap_permitted:
+        yield f"it had capabilities that torpor has not itself ({missing:#x})"
+    if missing := record.inheritable & ~(own.cap_inheritable | own.cap_bounding):
+        yield f"it could pass on capabilities that torpor has not itself ({missing:#x})"
+    changed = record.inheritable & ~own.cap_permitted or own.cap_bounding & ~record.bounding or record.securebits
+    if changed and not may >> CAP_SETPCAP & 1:
+        yield "its capabilities and securebits can be set only with CAP_SETPCAP, which torpor has not"
+    if record.uids[:3] != list(own.uids[:3]) and not may >> CAP_SETUID & 1:
+        yield "its user ids can be set only with CAP_SETUID, which torpor has not"
+    if (record.gids[:3] != list(own.gids[:3]) or sorted(groups) != sorted(own.groups)) and not may >> CAP_SETGID & 1:
+        yield "its group ids can be set only with CAP_SETGID, which torpor has not"
 
 
 def attach_calls(record: Thread, remote: Remote) -> Calls:
@@ -200,6 +254,9 @@ def credential_calls(record: Thread, groups: Sequence[int], remote: Remote, own_
     now = procfs.status(remote.thread.process.pid, tid)
     calls: Calls = []
     everything = now.cap_permitted
+    if record.inheritable & ~now.cap_inheritable:
+        # While they are in the bounding set: afterwards they cannot be made inheritable any more (security/commoncap.c).
+        calls.append(_capset(remote, everything, everything, record.inheritable))
     for capability in range(64):
         if now.cap_bounding & ~record.bounding & 1 << capability:
             calls.append(("prctl", PR_CAPBSET_DROP, capability))
@@ -209,11 +266,10 @@ def credential_calls(record: Thread, groups: Sequence[int], remote: Remote, own_
         calls.append(("setresgid", *record.gids[:3]))
     if list(now.uids[:3]) != record.uids[:3]:
         calls += [("prctl", PR_SET_KEEPCAPS, 1), ("setresuid", *record.uids[:3])]
-        calls.append(_capset(remote, everything, everything, everything))
+        calls.append(_capset(remote, everything, everything, record.inheritable))
         calls.append(("prctl", PR_SET_KEEPCAPS, 0))
     if record.ambient != now.cap_ambient:
         calls.append(("prctl", PR_CAP_AMBIENT, CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
-        calls.append(_capset(remote, everything, everything, everything | record.inheritable))
         for capability in range(64):
             if record.ambient >> capability & 1:
                 calls.append(("prctl", PR_CAP_AMBIENT, CAP_AMBIENT_RAISE, capability, 0, 0))

@@ -5,15 +5,18 @@ A timer is saved with the time that was left and goes on with it; the clock itse
 
 from __future__ import annotations
 
+import os
 import struct
 
+from torpor.errors import Obstacle
 from torpor.image.fields import choice, i32, in_range, ref, structs, u32, u64
 from torpor.image.record import Record, Struct
-from torpor.linux import timers
+from torpor.linux import libc, timers
+from torpor.objects.processes import PID_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Container, Generator, Iterator, Sequence
 
     from torpor.arch.contract import Arch
     from torpor.linux.timers import PosixTimer
@@ -42,7 +45,7 @@ class Timer(Struct):
     clock: int = i32("its clock; negative for the CPU time of a process or thread")
     notify: int = choice(32, {SIGNAL: "signal", NONE: "none", THREAD_ID: "signal to a thread"}, "SIGEV_*")
     signal: int = u32("its signal", check=in_range(0, 64))
-    thread: int = u32("the thread that gets it, 0 for any")
+    thread: int = u32("the thread that gets it, 0 for any", check=in_range(0, PID_MAX - 1))
     value: int = u64("si_value")
     left: int = u64("ns until it fires, 0 when disarmed", check=_NS)
     interval: int = u64("ns between firings, 0 for once", check=_NS)
@@ -52,7 +55,7 @@ class Timers(Record, type=0x0510):
     """The timers of one process, written behind it."""
 
     process: int = ref("the process", to="Process")
-    interval_timers: list[IntervalTimer] = structs(IntervalTimer, "armed ones", max=3)
+    interval_timers: list[IntervalTimer] = structs(IntervalTimer, "armed ones, ascending", max=3)
     timers: list[Timer] = structs(Timer, "POSIX timers, ascending", max=1 << 16)
 
 
@@ -115,7 +118,78 @@ def itimerspec(timer: Timer) -> bytes:
 
 # --- restart
 
-PR_TIMER_CREATE_RESTORE_IDS = 77
+PR_TIMER_CREATE_RESTORE_IDS, _GET = 77, 2
+_CLOCKS = (0, 1, 2, 3, 7, 8, 9, 11)
+"""Those that timers can be made of (timer_create(2)): REALTIME MONOTONIC PROCESS_CPUTIME THREAD_CPUTIME BOOTTIME *_ALARM TAI."""
+_ALARM_CLOCKS = (8, 9)
+_ENOUGH_TO_COUNT = 10_000
+"""Ids below this are reached on an older kernel by making and deleting timers; it takes up to a second."""
+
+
+def faults(record: Timers, arch: Arch, pids: Container[int], tids: Container[int]) -> Iterator[str]:
+    """What in the timers of a process no process can have (R-D1). `pids` are those of the tree, `tids` the process's own."""
+    seconds = 1 << 8 * arch.word - 1
+    before = -1
+    for interval in record.interval_timers:
+        if interval.which <= before:
+            yield f"interval timer {interval.which} is out of order"
+        if max(interval.left, interval.interval) // NSEC + 1 >= seconds:  # rounded up
+            yield f"interval timer {interval.which} has a time that does not fit into a struct timeval"
+        before = interval.which
+    before = -1
+    for timer in record.timers:
+        name = f"timer {timer.number}"
+        if timer.number <= before:
+            yield f"{name} is out of order"
+        before = timer.number
+        if timer.clock not in _CLOCKS and not _cpu_clock(timer.clock, pids, tids):
+            yield f"{name} is of clock {timer.clock}, which has no timers"
+        if timer.notify != NONE and not timer.signal:
+            yield f"{name} sends no signal"
+        if timer.notify == THREAD_ID and timer.thread not in tids:
+            yield f"{name} signals thread {timer.thread}, which is not of its process"
+
+
+def _cpu_clock(clock: int, pids: Container[int], tids: Container[int]) -> bool:
+    """Whether a negative clock id is that of the CPU time of one of these (linux/posix-timers_types.h)."""
+    owner, of_thread = ~(clock >> 3), clock & 4
+    return clock < 0 and clock & 3 < 3 and (owner == 0 or owner in (tids if of_thread else pids))
+
+
+def check(record: Timers, pid: int) -> Iterator[Obstacle]:
+    """What in the timers of a process cannot be had on this machine."""
+    clocks = {timer.clock for timer in record.timers}
+    for clock in clocks.intersection(_ALARM_CLOCKS):
+        if error := _refused(clock):
+            reason = f"this machine or user cannot make timers of clock {clock} ({error})"
+            yield Obstacle("timers", reason, "restart it where the real-time clock has an alarm", pid=pid)
+    last = max((timer.number for timer in record.timers), default=0)
+    if last >= _ENOUGH_TO_COUNT and not _takes_ids():
+        reason = f"this kernel cannot make a timer with the id {last} (PR_TIMER_CREATE_RESTORE_IDS)"
+        yield Obstacle("timers", reason, "restart it on Linux 6.16 or newer", pid=pid)
+
+
+def _refused(clock: int) -> str:
+    """Why the kernel makes no timer of this clock here, or ''."""
+    import ctypes
+
+    made = ctypes.c_int()
+    event = ctypes.create_string_buffer(struct.pack("<QiI" if libc.WORD == 8 else "<IiI", 0, 0, NONE), 64)
+    try:
+        libc.call("timer_create", clock, ctypes.byref(event), ctypes.byref(made))
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    libc.call("timer_delete", made.value)
+    return ""
+
+
+def _takes_ids() -> bool:
+    """Whether this kernel makes timers with ids that it is told."""
+    try:
+        libc.prctl(PR_TIMER_CREATE_RESTORE_IDS, _GET)
+    except OSError:
+        return False
+    return True
 
 
 def restore(record: Timers, remote: Remote) -> None:

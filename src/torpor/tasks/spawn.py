@@ -163,6 +163,7 @@ def spawn_zombie(parent: Remote, pid: int, exit_signal: int, status: int) -> Non
             # A signal that kills leaves no core behind: the stub's memory is nobody's business.
             limit = child.put(bytes(16))
             child.call("prlimit64", 0, 4, limit, 0)
+            ptrace.set_signal_mask(tid, 0)  # a blocked signal would only be queued, whoever sends it
             ptrace.cont(tid, status & 0x7F)
         else:
             child.leave(("exit_group", status >> 8 & 0xFF))

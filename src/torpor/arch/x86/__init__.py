@@ -135,6 +135,16 @@ class X86(Arch):
         elif name in _TIME_ARGUMENT and not self.absolute(name, arguments):
             arguments[_TIME_ARGUMENT[name]] = put(struct.pack("<ii" if narrow else "<qq", *divmod(left, NSEC)))
 
+    def call_fault(self, number: int, left: int) -> str | None:
+        """See Arch.call_fault."""
+        name, narrow = self._name(number)
+        if name not in _RETRIED and name not in _TIME_ARGUMENT and name not in ("poll", "restart_syscall"):
+            return f"is in call {number}, which has no rest of a time limit"
+        if left == NO_LIMIT and name not in _RETRIED:
+            return None
+        longest = 0x7FFFFFFF * (1_000_000 if name in _MILLISECONDS else NSEC) if narrow or name in _MILLISECONDS else NO_LIMIT
+        return f"has {left} ns left of {name}, more than can be asked for" if left > longest else None
+
     def retried(self, number: int) -> bool:
         """See Arch.retried."""
         return self._name(number)[0] in _RETRIED

@@ -15,6 +15,7 @@ import os
 
 from torpor.arch.x86.state import KNOWN_BITS, STATES
 from torpor.arch.x86.xstate import EXTENDED, FXSAVE_SIZE, Layout
+from torpor.image.checks import brief
 from torpor.image.fields import array, text, u8, u32, u64
 from torpor.image.record import Record
 from torpor.linux import libc
@@ -22,6 +23,11 @@ from torpor.linux import libc
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+
+def _printable(words: str) -> str | None:
+    """printable: it becomes part of sentences"""
+    return None if words.isprintable() else f"{brief(words)} is not printable"
 
 
 class X86Header(Record, type=0x10F0):
@@ -32,8 +38,8 @@ class X86Header(Record, type=0x10F0):
     fxsr: int = u8("1: FXSAVE")
     xsave: int = u8("1: XSAVE")
     offsets: list[int] = array(32, "where component n lies among these bytes, 0 if nowhere", max=64)
-    features: str = text("what was offered to programs, as /proc/cpuinfo calls it, between blanks", max=8192)
-    model: str = text("name of the CPU", max=256)
+    features: str = text("what was offered to programs, as /proc/cpuinfo calls it, between blanks", max=8192, check=_printable)
+    model: str = text("name of the CPU", max=256, check=_printable)
 
 
 # Which of the names in /proc/cpuinfo count: instructions and registers that an unprivileged program can choose by

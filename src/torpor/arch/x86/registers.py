@@ -209,6 +209,10 @@ class X86Registers:
         if isinstance(shadow, X86ShadowStack):
             ptrace.set_regset(tid, NT_X86_SHSTK, struct.pack("<Q", shadow.ssp))
 
+    def knows(self, record: Record) -> bool:
+        """Whether `record` is one of registers."""
+        return type(record) in STATE_OF
+
     def mask(self, records: Sequence[Record]) -> int:
         """The record mask that announces `records` (R-B5)."""
         return mask_of(records)

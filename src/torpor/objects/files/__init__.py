@@ -3,6 +3,7 @@
     claims(seen)            is this descriptor of the kind?
     obstacle(seen)          why it cannot be saved, or None: looks, and touches nothing
     save(seen, saving)      write its record, and before it what it refers to; the id
+    faults(record, making)  what in the record no program can have: reasons
     check(record, making)   why it cannot be made again here, or None: looks, and makes nothing
     make(record, making)    make it again with ordinary calls; a descriptor of the restart's own
 
@@ -18,7 +19,7 @@ from torpor.objects.files.seen import Seen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
 
     from torpor.objects.making import Making
@@ -70,6 +71,12 @@ def save(seen: Seen, saving: Saving) -> int:
 
 def _module_of(record: Record) -> ModuleType:
     return next(module for module, records in KINDS if isinstance(record, records))
+
+
+def faults(record: Record, making: Making) -> Iterator[str]:
+    """What in the record of a description no program can have (R-D1)."""
+    found: Iterator[str] = _module_of(record).faults(record, making)
+    return found
 
 
 def check(record: Record, making: Making) -> Obstacle | None:

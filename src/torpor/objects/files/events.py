@@ -17,7 +17,7 @@ from torpor.objects.files.seen import Seen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterator, Sequence
 
     from torpor.objects.making import Making
     from torpor.objects.saving import Saving
@@ -140,6 +140,18 @@ def _pair(text: str) -> int:
     return int(seconds) * NSEC + int(nanoseconds)
 
 
+_COUNT_MAX = (1 << 64) - 2
+"""eventfd(2)"""
+
+
+def faults(record: EventFd | Epoll | TimerFd | SignalFd, making: Making) -> Iterator[str]:
+    """What no such descriptor can be (R-D1)."""
+    if isinstance(record, EventFd) and record.count > _COUNT_MAX:
+        yield f"an eventfd cannot count to {record.count}"
+    if isinstance(record, Epoll) and len(record.members) != len(record.watched):
+        yield "an epoll set watches the same descriptor twice"  # fs/eventpoll.c, EEXIST
+
+
 def check(record: EventFd | Epoll | TimerFd | SignalFd, making: Making) -> Obstacle | None:
     """Nothing outside the record itself can stand in the way."""
     return None
@@ -191,11 +203,11 @@ def _made(fd: int, what: str) -> int:
     return fd
 
 
-def epoll_calls(record: Epoll, fd: int, address: int) -> tuple[list[tuple[str | int, ...]], bytes]:
-    """The epoll_ctl calls that fill the set at descriptor `fd`, and the events they read from `address` on."""
+def epoll_calls(watched: Sequence[Watched], fd: int, address: int) -> tuple[list[tuple[str | int, ...]], bytes]:
+    """The epoll_ctl calls that add `watched` to the set at descriptor `fd`, and the events they read from `address` on."""
     calls: list[tuple[str | int, ...]] = []
     data = b""
-    for member in record.watched:
+    for member in watched:
         calls.append(("epoll_ctl", fd, 1, member.fd, address + len(data)))
         # packed on x86 only (EPOLL_PACKED); the other architectures' structures have 4 bytes of padding
         data += member.events.to_bytes(4, "little") + member.data.to_bytes(8, "little")

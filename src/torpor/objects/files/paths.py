@@ -5,6 +5,7 @@ Their contents are the FileNode's business; what is saved here is the descriptio
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -13,15 +14,26 @@ from torpor.image.fields import i64, ident, ref, u32
 from torpor.image.record import Record
 from torpor.objects import nodes
 from torpor.objects.files.seen import O_PATH, STATUS_FLAGS, Seen
-from torpor.objects.nodes import HANDED_OVER_DEVICES, NAMED, OF_PROCESS, WITH_CONTENTS, FileNode, Found
+from torpor.objects.nodes import (
+    HANDED_OVER,
+    HANDED_OVER_DEVICES,
+    NAMED,
+    OF_PROCESS,
+    VIRTUAL,
+    WITH_CONTENTS,
+    FileNode,
+    Found,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torpor.objects.making import Making
     from torpor.objects.saving import Saving
 
 CREATION_FLAGS = 0o100 | 0o200 | 0o400 | 0o1000  # O_CREAT O_EXCL O_NOCTTY O_TRUNC: they act once, at open
-O_NOFOLLOW = 0o400000
+O_LARGEFILE, O_DIRECTORY, O_NOFOLLOW, O_TMPFILE = 0o100000, 0o200000, 0o400000, 0o20000000
 O_ASYNC = 0o20000
 
 
@@ -79,16 +91,52 @@ def save(seen: Seen, saving: Saving) -> int:
     return saving.add(OpenFile(id=saving.new_id(), node=node_id, flags=flags, position=position))
 
 
-def check(record: OpenFile, making: Making) -> Obstacle | None:
-    """What stands in the way of opening it again, or None (the file itself is checked as a node)."""
+_FLAGS = 3 | STATUS_FLAGS | O_DIRECTORY | O_LARGEFILE | O_NOFOLLOW | O_PATH | O_TMPFILE
+_REMEDIES = {errno.EACCES: "change its permissions", errno.EPERM: "change its permissions", errno.ETXTBSY: "end the program first"}
+
+
+def faults(record: OpenFile, making: Making) -> Iterator[str]:
+    """What no open file can be (R-D1)."""
     node = making.node(record.node)
-    if record.position < 0 and stat.S_ISREG(node.mode):
-        return Obstacle(f"file {node.path!r}", f"its position {record.position} is negative")
-    if record.flags & (CREATION_FLAGS | O_ASYNC) or record.flags >> 31:
-        return Obstacle(f"file {node.path!r}", f"it was opened with flags {record.flags:#o} that an image does not have")
-    access = {0: os.R_OK, 1: os.W_OK, 2: os.R_OK | os.W_OK}.get(record.flags & 3, 0)
-    if node.kind == NAMED and not record.flags & O_PATH and os.path.exists(node.path) and not os.access(node.path, access):
-        return Obstacle(f"file {node.path!r}", "this user may not open it as the program had it open", "change its permissions")
+    name = f"file {node.path!r}"
+    if record.flags & ~_FLAGS:
+        yield f"{name} is said to be open with flags {record.flags:#o}"
+    if record.flags & O_PATH:
+        return
+    kind = stat.S_IFMT(node.mode)
+    if kind == stat.S_IFCHR:
+        if node.device not in HANDED_OVER:
+            yield f"{name} is a device that is not handed over"
+    elif kind not in (stat.S_IFREG, stat.S_IFDIR):
+        # Not only wrong: opening a FIFO waits for its other end.
+        yield f"{name} is of a type that is not opened"
+    if record.position < 0 and kind == stat.S_IFREG:
+        yield f"{name} is said to be at the position {record.position}"
+    if kind == stat.S_IFDIR and (record.flags & 3 or node.kind in WITH_CONTENTS):
+        yield f"{name} is a directory and open for writing, or deleted"
+    if kind == stat.S_IFREG and record.flags & (O_DIRECTORY | O_TMPFILE) == O_DIRECTORY:
+        yield f"{name} is no directory and was opened as one"
+
+
+def check(record: OpenFile, making: Making) -> Obstacle | None:
+    """What stands in the way of opening it again, or None (the file itself is checked as a node).
+
+    A file that has its contents by itself is opened once now, and closed again: only the kernel knows about O_DIRECT,
+    O_NOATIME and the last position of this file system. Nothing is created or cut short by that.
+    """
+    node = making.node(record.node)
+    if node.kind not in (NAMED, VIRTUAL) or record.flags & O_PATH or not nodes.same_type(node):
+        return None
+    try:
+        fd = os.open(node.path, record.flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            if record.position and (stat.S_ISDIR(node.mode) or stat.S_ISREG(node.mode)):
+                os.lseek(fd, record.position, os.SEEK_SET)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        reason = f"it cannot be opened as the program had it open ({error.strerror})"
+        return Obstacle(f"file {node.path!r}", reason, _REMEDIES.get(error.errno or 0, ""))
     return None
 
 
@@ -105,10 +153,12 @@ def make(record: OpenFile, making: Making) -> int:
     if node.kind in WITH_CONTENTS:
         # A symbolic link that only looks like one.
         path, flags = f"/proc/{os.getpid()}/fd/{making.contents(node)}", flags & ~O_NOFOLLOW
+        if flags & O_TMPFILE:  # it was made nameless, and is there now
+            flags &= ~(O_TMPFILE | O_DIRECTORY)
     fd = making.open(path, flags)
     try:
         if record.position and not record.flags & O_PATH and (stat.S_ISDIR(node.mode) or stat.S_ISREG(node.mode)):
-            os.lseek(fd, record.position, os.SEEK_SET)
+            _seek(fd, record)
         if record.flags & STATUS_FLAGS and not record.flags & O_PATH:
             import fcntl
 
@@ -117,3 +167,12 @@ def make(record: OpenFile, making: Making) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _seek(fd: int, record: OpenFile) -> None:
+    """Only the file system knows how far a file can be."""
+    try:
+        os.lseek(fd, record.position, os.SEEK_SET)
+    except OSError as error:
+        what = f"position {record.position} of an open file (#{record.id})"
+        raise OSError(error.errno, f"{what}: {error.strerror}") from error

@@ -13,12 +13,12 @@ import stat
 from torpor.errors import Obstacle, TorporError
 from torpor.image.fields import blob, choice, ident, in_range, ref, structs, text, u32
 from torpor.image.record import Record, Struct
-from torpor.linux import libc
+from torpor.linux import clone, libc, procfs
 from torpor.objects.files.seen import Seen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from torpor.objects.making import Making
     from torpor.objects.saving import Saving
@@ -136,16 +136,47 @@ def read_contents(path: str, capacity: int) -> tuple[int, list[Piece]]:
         os.close(source)
 
 
+_PAGE = 4096
+_LARGEST = 1 << 28
+"""Bytes of which the kernel still gets the table of pages in one piece (fs/pipe.c, pipe_resize_ring())."""
+
+
+def faults(record: PipeEnd, making: Making) -> Iterator[str]:
+    """What no pipe can be (R-D1)."""
+    pipe = making.record(record.pipe, Pipe)
+    if record.flags & ~(3 | _PIPE_FLAGS) or record.flags & 3 == 3:
+        yield f"the flags {record.flags:#o} are not those of a pipe's end"
+    if pipe.capacity & pipe.capacity - 1:
+        yield f"a pipe has {pipe.capacity} bytes of capacity, which is not a power of 2"
+    if pipe.path and not pipe.path.startswith("/"):
+        yield f"the path of a FIFO, {pipe.path!r}, is not absolute"
+    lengths = [len(piece.data) for piece in pipe.pieces]
+    # A packet takes pages of its own, what is in a stream is put together.
+    pages = sum(-(-length // _PAGE) for length in lengths) if pipe.packets else -(-sum(lengths) // _PAGE)
+    if pages * _PAGE > pipe.capacity:
+        yield f"more is said to be in a pipe than its {pipe.capacity} bytes of capacity"
+
+
 def check(record: PipeEnd, making: Making) -> Obstacle | None:
     """What stands in the way of making it again, or None."""
     pipe = making.record(record.pipe, Pipe)
-    if record.flags & ~(3 | _PIPE_FLAGS):
-        return Obstacle("pipe", f"its flags {record.flags:#o} are not a pipe's")
-    if sum(len(piece.data) for piece in pipe.pieces) > pipe.capacity:
-        return Obstacle("pipe", f"more is said to be in it than its {pipe.capacity} bytes of capacity")
     if pipe.path and not (os.path.exists(pipe.path) and stat.S_ISFIFO(os.stat(pipe.path).st_mode)):
         return Obstacle(f"FIFO {pipe.path!r}", "it is not here", "make it again: mkfifo")
+    if pipe.path and not os.access(pipe.path, os.R_OK | os.W_OK):
+        return Obstacle(f"FIFO {pipe.path!r}", "this user may not read and write it", "change its permissions")
+    if pipe.capacity > _LARGEST or (pipe.capacity > _usual() and not _may_exceed()):
+        return Obstacle("pipe", f"its {pipe.capacity} bytes of capacity are more than a pipe of this user can have here",
+                        "sysctl fs.pipe-max-size=..., or be root")  # fmt: skip
     return None
+
+
+def _usual() -> int:
+    """The bytes that an ordinary user can give to a pipe; some 1 MiB."""
+    return procfs.sysctl("fs/pipe-max-size", 1 << 20)
+
+
+def _may_exceed() -> bool:
+    return bool(clone.capget()[0] >> clone.CAP_SYS_RESOURCE & 1)
 
 
 def make(record: PipeEnd, making: Making) -> int:

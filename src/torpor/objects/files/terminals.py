@@ -16,6 +16,8 @@ from torpor.objects.files.seen import Seen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torpor.objects.making import Making
     from torpor.objects.saving import Saving
 
@@ -46,6 +48,11 @@ def obstacle(seen: Seen) -> Obstacle | None:
 def save(seen: Seen, saving: Saving) -> int:
     """Write the description. Returns its id."""
     return saving.add(Terminal(id=saving.new_id(), flags=seen.flags & 0o7777777, path=seen.link))
+
+
+def faults(record: Terminal, making: Making) -> Iterator[str]:
+    """Nothing: what a terminal was is not used."""
+    return iter(())
 
 
 def check(record: Terminal, making: Making) -> Obstacle | None:
