@@ -222,7 +222,7 @@ PAGE = memory.PAGE
 def _obstacles(process: ProcessPlan, making: Making, here: memory_checks.Here) -> Iterator[Obstacle]:
     """What of a process cannot be had on this machine."""
     pid = process.record.pid
-    yield from processes.check(process.record)
+    yield from processes.check(process.record, process.tids)
     if not process.alive:
         return
     yield from memory_checks.check(process.mm, process.arch, making.node, here, pid)
@@ -385,12 +385,18 @@ def _keep(image: Image, root: ProcessPlan, mode: str, channel: int) -> None:
             what = str(error).partition("] ")[2] or str(error)
             _send(channel, ("TorporError", 0, [("restart", what, "nothing is left of it", None)]))
     except BaseException as error:
-        import traceback
-
-        traceback.print_exc()
-        _send(channel, ("TorporError", 0, [("restart", f"{type(error).__name__}: {error}", "this is a bug", None)]))
+        what = f"{type(error).__name__}: {error} ({_place(error)})"
+        _send(channel, ("TorporError", 0, [("restart", what, "this is a bug", None)]))
     finally:
         os._exit(status)
+
+
+def _place(error: BaseException) -> str:
+    """Where in the code an exception comes from."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return f"{os.path.basename(at.tb_frame.f_code.co_filename)}:{at.tb_lineno}" if at is not None else "?"
 
 
 def _enter_namespaces(own_user: bool) -> None:

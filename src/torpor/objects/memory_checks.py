@@ -238,9 +238,12 @@ class Here:
                     build = elf.build_id(ctypes.string_at(start, end - start))
         return found, build
 
-    def auxv_entries(self) -> int:
-        """How many entries the kernel has room for: those it gave to us, and AT_EXECFD and AT_SYSINFO, which not all have."""
-        return len(self._auxv) // (2 * libc.WORD) + 2
+    def auxv_room(self) -> int:
+        """How many bytes the kernel keeps: the entries it gave to us, and AT_EXECFD and AT_SYSINFO, which not all have.
+
+        They are as wide as the kernel's longs, whatever the task's (mm->saved_auxv).
+        """
+        return 16 * (len(self._auxv) // (2 * libc.WORD) + 2)
 
     def lowest(self) -> int:
         """The lowest address that may be mapped here."""
@@ -254,7 +257,7 @@ def check(mm: Mm, arch: Arch, nodes: Nodes, here: Here, pid: int) -> Iterator[Ob
         wanted = [(m.name, m.end - m.start) for m in mm.mappings if m.kind == SPECIAL]
         if found != wanted or build != mm.vdso:
             yield wrong_vdso(pid)
-    if len(mm.auxv) > 2 * arch.word * here.auxv_entries():
+    if len(mm.auxv) > here.auxv_room():
         yield Obstacle("auxiliary vector", "it is longer than this kernel's", "restart it on the kernel it comes from", pid=pid)
     if mm.mappings[0].start < _LOWEST_MARK and mm.mappings[0].start < (low := here.lowest()):
         yield Obstacle("memory", f"it has some below {low:#x}", "sysctl vm.mmap_min_addr=0, or be root", pid=pid)

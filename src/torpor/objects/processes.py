@@ -19,7 +19,7 @@ from torpor.objects.signals import Queued
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Container, Generator, Iterator
 
     from torpor.arch.contract import Arch
     from torpor.tasks.freeze import FrozenProcess
@@ -167,13 +167,12 @@ def faults(record: Process) -> Iterator[str]:
             yield "its end would have killed its parent"
 
 
-def check(record: Process) -> Iterator[Obstacle]:
-    """What in the record of a process cannot be given back here."""
-    if record.pid == 1:
-        yield Obstacle("process id", "it was process 1 of its namespace, which it cannot be again", pid=1)
+def check(record: Process, tids: Container[int]) -> Iterator[Obstacle]:
+    """What in the record of a process, whose threads are `tids`, cannot be given back here."""
+    if record.pid == 1 or 1 in tids:
+        yield Obstacle("process id", "it was process 1 of its namespace, which it cannot be again", pid=record.pid)
     if len(record.groups) > GROUPS_MAX:
         yield Obstacle("groups", f"it has {len(record.groups)} supplementary groups, more than {GROUPS_MAX}", pid=record.pid)
-
 
 
 def set_limits(record: Process, remote: Remote) -> Iterator[Obstacle]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def _printable(words: str) -> str | None:
-    """printable: it becomes part of sentences"""
+    """printable"""  # it becomes part of sentences
     return None if words.isprintable() else f"{brief(words)} is not printable"
 
 
