@@ -31,6 +31,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from torpor.linux.procfs import Status
+
     Progress = Callable[[int, int], None]
     Row = tuple[str, str, str, int | None]
 
@@ -120,11 +122,12 @@ def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) ->
         if isinstance(record, files.RECORDS) and (obstacle := files.check(record, making)):
             yield obstacle, Unsupported
     here = memory_checks.Here()
+    own = procfs.status(os.getpid()) if os.geteuid() == 0 else None
     for process in root.family():
         for obstacle in _obstacles(process, making, here):
             yield obstacle, Unsupported
         if process.alive:
-            yield from _may_become(process)
+            yield from _may_become(process, own)
     written = [record.node for record in image.of(OpenFile) if record.flags & 3 and not record.flags & O_PATH]
     programs = [process.mm.exe for process in root.family() if process.alive]
     for obstacle in memory_checks.opened_for_writing(written, programs, making.node):
@@ -232,10 +235,9 @@ def _obstacles(process: ProcessPlan, making: Making, here: memory_checks.Here) -
         yield from timers.check(process.timers, pid)
 
 
-def _may_become(process: ProcessPlan) -> Iterator[tuple[Obstacle, type[TorporError]]]:
-    """Whether this user may give a process the user and group ids and the capabilities it had."""
+def _may_become(process: ProcessPlan, own: Status | None) -> Iterator[tuple[Obstacle, type[TorporError]]]:
+    """Whether this user may give a process the user and group ids and the capabilities it had. `own`: root's credentials."""
     uid, gid, pid = os.geteuid(), os.getegid(), process.record.pid
-    own = procfs.status(os.getpid()) if uid == 0 else None
     for thread in process.threads:
         record = thread.record
         if own is not None:

@@ -223,19 +223,24 @@ class Here:
         self.capable = clone.capget()[0]
         self.rooted = os.geteuid() == 0
         self._auxv = procfs.auxv(os.getpid())
+        self._specials: tuple[list[tuple[str, int]], bytes] | None = None
 
     def specials(self) -> tuple[list[tuple[str, int]], bytes]:
         """(name, length) of the kernel's mappings in a process as wide as this one, and the build of its vdso."""
+        if self._specials is not None:
+            return self._specials
         found, build = [], b""
         with open("/proc/self/maps", "rb", buffering=0) as file:
-            lines = file.readall().splitlines()
-        for line in lines:
+            lines = file.readall()
+        # Only the lines from the first of them on: there are many mappings, and these are among the last.
+        for line in lines[lines.rfind(b"\n", 0, lines.find(b" [v")) + 1 :].splitlines():
             if b" [v" in line and not line.endswith(b"[vsyscall]"):
                 start, end = (int(word, 16) for word in line.split(b" ", 1)[0].split(b"-"))
                 name = line[line.rindex(b"[") :].decode()
                 found.append((name, end - start))
                 if name == "[vdso]":
                     build = elf.build_id(ctypes.string_at(start, end - start))
+        self._specials = found, build
         return found, build
 
     def auxv_room(self) -> int:

@@ -15,7 +15,6 @@ import os
 
 from torpor.arch.x86.state import KNOWN_BITS, STATES
 from torpor.arch.x86.xstate import EXTENDED, FXSAVE_SIZE, Layout
-from torpor.image.checks import brief
 from torpor.image.fields import array, text, u8, u32, u64
 from torpor.image.record import Record
 from torpor.linux import libc
@@ -23,11 +22,6 @@ from torpor.linux import libc
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-
-def _printable(words: str) -> str | None:
-    """printable"""  # it becomes part of sentences
-    return None if words.isprintable() else f"{brief(words)} is not printable"
 
 
 class X86Header(Record, type=0x10F0):
@@ -38,8 +32,8 @@ class X86Header(Record, type=0x10F0):
     fxsr: int = u8("1: FXSAVE")
     xsave: int = u8("1: XSAVE")
     offsets: list[int] = array(32, "where component n lies among these bytes, 0 if nowhere", max=64)
-    features: str = text("what was offered to programs, as /proc/cpuinfo calls it, between blanks", max=8192, check=_printable)
-    model: str = text("name of the CPU", max=256, check=_printable)
+    features: str = text("what was offered to programs, as /proc/cpuinfo calls it, between blanks", max=8192)
+    model: str = text("name of the CPU", max=256)
 
 
 # Which of the names in /proc/cpuinfo count: instructions and registers that an unprivileged program can choose by
@@ -122,6 +116,8 @@ def verdict(header: X86Header, used: int, *, here: Sequence[str], cpu: str = "sa
     `header` is the image's, `used` the union of the record masks of its threads. `cpu` is "same" when the program may
     use whatever its old CPU offered, "used" when the user says that it only needs what it holds state of.
     """
+    if not (header.features.isprintable() and header.model.isprintable()):
+        return ["the features of the CPU it comes from are no words that can be printed; take another checkpoint"]
     refusals = []
     unknown = [str(bit) for bit in range(64) if (used & ~KNOWN_BITS) >> bit & 1]
     if unknown:
