@@ -70,6 +70,17 @@ class Restarted:
             self._channel = -1
 
 
+class _Child(Restarted):
+    """A program whose first process is our own child."""
+
+    def wait(self) -> int:
+        """See Restarted.wait."""
+        while True:
+            pid, status = os.wait()
+            if pid == self.pid:
+                return status
+
+
 def restart(
     source: str | os.PathLike[str] | int,
     *,
@@ -85,6 +96,33 @@ def restart(
     admits a CPU that lacks what the old one only offered. `allow_changed`: files that may differ from what they were. Raises
     TorporError (BadImage, Unsupported, NoPermission, UsageError); nothing is left of the tree then.
     """
+    return _restart(source, pids, cpu, allow_changed, progress, _commit)
+
+
+def restart_as_child(
+    source: str | os.PathLike[str] | int,
+    *,
+    pids: str = AUTO,
+    cpu: str = "same",
+    allow_changed: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> Restarted:
+    """Like `restart`, for a command that does nothing else until the program has ended, and has no other children.
+
+    Where the program gets its ids in this pid namespace, its first process becomes our own child, with no keeper in between.
+    """
+    return _restart(source, pids, cpu, allow_changed, progress, _commit_here)
+
+
+def _restart(
+    source: str | os.PathLike[str] | int,
+    pids: str,
+    cpu: str,
+    allow_changed: Iterable[str],
+    progress: Progress | None,
+    commit: Callable[[Image, ProcessPlan, str], Restarted | None],
+) -> Restarted:
+    """Both passes."""
     if pids not in (SAME, NAMESPACE, AUTO) or cpu not in ("same", "used"):
         raise UsageError(Obstacle("arguments", f"pids={pids!r}, cpu={cpu!r} is none of the choices"))
     with Image.open(source) as image:
@@ -94,9 +132,9 @@ def restart(
             raise _kind_of(found)([obstacle for obstacle, _ in found])
         image.verify_data(progress)
         mode = _choose(pids, root)
-        restarted = _commit(image, root, mode)
+        restarted = commit(image, root, mode)
         if restarted is None and pids == AUTO and mode == SAME:
-            restarted = _commit(image, root, NAMESPACE)
+            restarted = commit(image, root, NAMESPACE)
         if restarted is None:
             raise NoPermission(Obstacle("process ids", "this user may not choose them", "say --pids namespace"))
         return restarted
@@ -289,7 +327,22 @@ def _taken(root: ProcessPlan) -> list[int]:
     return [number for number in root.ids() if number >= end or os.path.exists(f"/proc/{number}")]
 
 
-# --- the keeper
+# --- the commit pass
+
+
+def _commit_here(image: Image, root: ProcessPlan, mode: str) -> Restarted | None:
+    """Run the commit pass in this process, if it needs no namespaces. None like `_commit`."""
+    if mode == NAMESPACE:
+        return _commit(image, root, mode)
+    try:
+        _continue_clocks(image, False)
+        rebuilding = _rebuild(image, root, False)
+    except Exception as error:
+        if _ids_refused(error):
+            return None
+        raise _failure(error) from error
+    rebuilding.let_go()
+    return _Child(rebuilding.born[0], root.record.pid, mode, rebuilding.warnings, -1)
 
 
 def _commit(image: Image, root: ProcessPlan, mode: str) -> Restarted | None:
@@ -377,20 +430,26 @@ def _keep(image: Image, root: ProcessPlan, mode: str, channel: int) -> None:
             _become_init(own_groups)
         _rebuild_and_stay(image, root, own_groups, channel)
         status = 0
-    except TorporError as error:
-        kind = type(error).__name__
-        _send(channel, (kind, 0, [(o.object, o.reason, o.remedy, o.pid) for o in error.obstacles]))
-    except OSError as error:
-        if isinstance(error, PermissionError) and str(error).startswith("[Errno 1] clone3") and mode == SAME:
-            _send(channel, ("not permitted", 0, []))
-        else:
-            what = str(error).partition("] ")[2] or str(error)
-            _send(channel, ("TorporError", 0, [("restart", what, "nothing is left of it", None)]))
     except BaseException as error:
-        what = f"{type(error).__name__}: {error} ({_place(error)})"
-        _send(channel, ("TorporError", 0, [("restart", what, "this is a bug", None)]))
+        failure = _failure(error)
+        kind = "not permitted" if mode == SAME and _ids_refused(error) else type(failure).__name__
+        _send(channel, (kind, 0, [(o.object, o.reason, o.remedy, o.pid) for o in failure.obstacles]))
     finally:
         os._exit(status)
+
+
+def _ids_refused(error: BaseException) -> bool:
+    """Whether the kernel did not let us choose process ids."""
+    return isinstance(error, PermissionError) and str(error).startswith("[Errno 1] clone3")
+
+
+def _failure(error: BaseException) -> TorporError:
+    """What is said of an exception that ended the commit pass."""
+    if isinstance(error, TorporError):
+        return error
+    if isinstance(error, OSError):
+        return TorporError(Obstacle("restart", str(error).partition("] ")[2] or str(error), "nothing is left of it"))
+    return TorporError(Obstacle("restart", f"{type(error).__name__}: {error} ({_place(error)})", "this is a bug"))
 
 
 def _place(error: BaseException) -> str:
@@ -450,14 +509,20 @@ def _become_init(own_user: bool) -> None:
         clone.raise_ambient(AMBIENT)
 
 
-def _rebuild_and_stay(image: Image, root: ProcessPlan, own_groups: bool, channel: int) -> None:
-    """Rebuild, report, let go; then wait for the tree and report its end."""
+def _rebuild(image: Image, root: ProcessPlan, own_groups: bool) -> Rebuilding:
+    """The tree, complete but stopped. When that fails nothing is left of it."""
     rebuilding = Rebuilding(root, Making(image), own_groups=own_groups)
     try:
         rebuilding.run()
     except BaseException:
         rebuilding.abandon()
         raise
+    return rebuilding
+
+
+def _rebuild_and_stay(image: Image, root: ProcessPlan, own_groups: bool, channel: int) -> None:
+    """Rebuild, report, let go; then wait for the tree and report its end."""
+    rebuilding = _rebuild(image, root, own_groups)
     # Our own copy of the pipe must not keep the tree's descriptors alive, nor the image: close before, not after.
     first = rebuilding.born[0]
     rows = [(o.object, o.reason, o.remedy, o.pid) for o in rebuilding.warnings]

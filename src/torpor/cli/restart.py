@@ -34,11 +34,12 @@ PASSED_ON = (signals.SIGHUP, signals.SIGINT, signals.SIGQUIT, signals.SIGTERM, s
 
 def run(arguments: Parsed) -> int:
     """Run the verb. Raises TorporError."""
-    from torpor.restart import restart
+    from torpor.restart import restart, restart_as_child
 
+    detach = arguments.switch("detach")
     progress = Progress("check")
     try:
-        program = restart(
+        program = (restart if detach else restart_as_child)(
             arguments.operands[0],
             pids=arguments.choice("pids", ("auto", "same", "namespace")),
             cpu=arguments.choice("cpu", ("same", "used")),
@@ -51,7 +52,7 @@ def run(arguments: Parsed) -> int:
         print(f"torpor: {warning}", file=sys.stderr)
     if program.mode == "namespace":
         print(f"torpor: process {program.own_pid} goes on in a pid namespace of its own, as {program.pid} here", file=sys.stderr)
-    if arguments.switch("detach"):
+    if detach:
         print(program.pid)
         program.leave()
         return 0
