@@ -267,7 +267,7 @@ def _obstacles(process: ProcessPlan, making: Making, here: memory_checks.Here) -
     if not process.alive:
         return
     yield from memory_checks.check(process.mm, process.arch, making.node, here, pid)
-    yield from tables.check(process.files, making, process.fs.root, process.tids)
+    yield from tables.check(process.files, making, process.fs.root, pid)
     yield from tables.fs_check(process.fs, pid)
     if process.timers is not None:
         yield from timers.check(process.timers, pid)

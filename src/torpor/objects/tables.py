@@ -293,12 +293,12 @@ def _overlap(ascending: Iterable[tuple[int, int, int, int]]) -> bool:
     return False
 
 
-def check(table: FdTable, making: Making, root: str, tids: Container[int]) -> Iterator[Obstacle]:
-    """What in a table cannot be had here. `root`: the root directory of the process, `tids` the ids of its threads."""
+def check(table: FdTable, making: Making, root: str, pid: int) -> Iterator[Obstacle]:
+    """What in a table cannot be had here. `root`: the root directory of the process, `pid` its own id."""
     by_number = {entry.fd: making.record(entry.file, Record) for entry in table.entries}
     for number, record in by_number.items():
         if isinstance(record, OpenFile) and (path := paths.of_process(record, making)):
-            if not _own_is_here(path, record.flags, root, by_number, tids):
+            if not _own_is_here(path, record.flags, root, by_number, pid):
                 yield Obstacle(f"descriptor {number} ({path})", "a process has no such file here", "close it before the checkpoint")
         elif isinstance(record, Epoll):
             for member in record.watched:
@@ -317,15 +317,17 @@ def check(table: FdTable, making: Making, root: str, tids: Container[int]) -> It
             yield Obstacle(f"descriptor {last}", f"this user may have {hard} of them", "raise the limit: ulimit -Hn")
 
 
-def _own_is_here(path: str, flags: int, root: str, numbers: Container[int], tids: Container[int]) -> bool:
+def _own_is_here(path: str, flags: int, root: str, numbers: Container[int], pid: int) -> bool:
     """Whether a process has the file /proc/self/... and may open it so, as far as our own files tell."""
     if root != "/" and not os.path.isdir(f"{root}/proc/self"):
         return False
     kind, _, rest = path.removeprefix(OWN).partition("/")
     number, _, name = rest.partition("/")
     if kind in ("fd", "fdinfo", "task") and number:
-        if not number.isdecimal() or int(number) not in (tids if kind == "task" else numbers):
-            return False
+        if not number.isdecimal() or int(number) not in ((pid,) if kind == "task" else numbers):
+            return False  # a file of another thread: there is only the first one when files are opened
+        if kind == "task":
+            name = f"task/{os.getpid()}/{name}"
         path = f"{OWN}{name}" if name else f"{OWN}{'status' if kind == 'fdinfo' else ''}"
     try:
         os.close(os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK))
