@@ -8,6 +8,7 @@ the registers; then all are let go together.
 from __future__ import annotations
 
 import os
+import time
 from itertools import count
 
 from torpor.arch.contract import NO_LIMIT
@@ -48,6 +49,7 @@ class Rebuilding:
 
     def __init__(self, root: ProcessPlan, making: Making, *, own_groups: bool) -> None:
         self.root, self.making, self.own_groups = root, making, own_groups
+        self.begun = time.monotonic_ns()
         self.warnings: list[Obstacle] = []
         self.remotes: dict[int, Remote] = {}
         self.born: list[int] = []
@@ -444,7 +446,8 @@ class Rebuilding:
         leader.prepare()
         leader.cure()
         os.pwrite(leader.thread.process.mem, bytes(len(leader.arch.code)), leader.code_at)
-        started = self.making.image.header.monotonic
+        # The program's clock goes on from the checkpoint, since just before the first process was made.
+        started = self.making.image.header.monotonic + time.monotonic_ns() - self.begun
         waits = [
             (plan.record.tid, plan.record.call, own.thread.regs[own.arch.sp], started + plan.record.left)
             for plan, own in zip(process.threads, remotes, strict=True)

@@ -54,10 +54,15 @@ class Nap:
             return False
         return self.restarted if restarted else self.number == regs[kind.number]
 
-    def left(self, now: int) -> int:
-        """The ns left at `now`. A deadline that has passed is that of the wait before this one, which has just begun."""
+    def left(self, now: int, asked: int) -> int:
+        """The ns left at `now`, of a wait for which the stopped thread asks for `asked` ns.
+
+        What was seen was seen from outside, of a thread that ran: its call may have ended between two looks, its memory may have
+        held something else by then. A deadline that has passed, or that no wait of this length has, is not that of this
+        wait, which then has just begun.
+        """
         remaining = self.deadline - now
-        return remaining if remaining > 0 and self.asked < NO_LIMIT else self.asked
+        return remaining if 0 < remaining <= asked else asked
 
 
 def observe(pids: Iterable[int]) -> dict[int, Nap]:
@@ -147,21 +152,31 @@ def left(thread: FrozenThread, naps: dict[int, Nap], stopped: int, clock_offset:
     kind = thread.process.arch
     nap = naps.get(thread.tid)
     if thread.issued_again >= 0:
-        if nap is None or not nap.fits(thread, False) or nap.asked >= NO_LIMIT:
+        asked = _asked(thread, thread.issued_again)
+        if nap is None or not nap.fits(thread, False) or nap.asked >= NO_LIMIT or asked >= NO_LIMIT:
             return -1, 0
-        return thread.issued_again, nap.left(stopped)
+        return thread.issued_again, nap.left(stopped, asked)
     call = kind.pending_call(thread.regs)
     if call is None or call[1] != ERESTART_RESTARTBLOCK:
         return -1, 0
     restarted = call[0] == kind.syscalls["restart_syscall"]
     noted = _noted(thread, padding)
-    if restarted and noted and noted[1] - clock_offset > stopped:
+    if restarted and noted and 0 < noted[1] - clock_offset - stopped <= _asked(thread, noted[0]):
         return noted[0], noted[1] - clock_offset - stopped
     if nap is None or not nap.fits(thread, restarted):
-        asked = kind.asked(call[0], [thread.regs[name] for name in kind.arguments],
-                           lambda address, length: os.pread(thread.process.mem, length, address))  # fmt: skip
-        return call[0], NO_LIMIT if asked is None else asked
-    return nap.number, nap.left(stopped)
+        return call[0], _asked(thread, call[0])
+    asked = _asked(thread, nap.number)
+    if asked >= NO_LIMIT or not restarted and asked != nap.asked:
+        return nap.number, asked
+    return nap.number, nap.left(stopped, asked)
+
+
+def _asked(thread: FrozenThread, number: int) -> int:
+    """The ns that a stopped thread asks the call `number` to wait, or NO_LIMIT."""
+    kind = thread.process.arch
+    arguments = [thread.regs[name] for name in kind.arguments]
+    asked = kind.asked(number, arguments, lambda address, length: os.pread(thread.process.mem, length, address))
+    return NO_LIMIT if asked is None else asked
 
 
 def unknown(threads: Iterable[FrozenThread], naps: dict[int, Nap]) -> bool:

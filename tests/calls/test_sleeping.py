@@ -1,0 +1,74 @@
+"""What is left of a sleep is found out from outside, while the program runs on: what was seen may be of two moments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from torpor.tasks import sleeping
+from torpor.tasks.freeze import freeze
+
+ASKED = 100_000  # ns
+# Sleeps for ASKED; in between, the same bytes of its memory say something quite different: eleven days.
+PROGRAM = f"""
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int main(void)
+{{
+    static volatile struct timespec time;
+    for (;;) {{
+        time.tv_nsec = {ASKED};
+        syscall(SYS_nanosleep, &time, 0);
+        time.tv_sec = 1000000;
+        for (volatile int i = 0; i < 20000; i++)
+            ;
+        time.tv_sec = 0;
+    }}
+}}
+"""
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[int]:
+    """A program that sleeps shortly, again and again, on another processor than ours."""
+    (tmp_path / "sleeper.c").write_text(PROGRAM)
+    subprocess.run(["gcc", "-O1", "-o", tmp_path / "sleeper", tmp_path / "sleeper.c"], check=True)
+    process = subprocess.Popen([tmp_path / "sleeper"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def test_seen_in_two_moments(sleeper: int) -> None:
+    """No wait is taken for longer than what the stopped thread asks for, whatever was seen of it while it ran."""
+    mixed = caught = 0
+    until = time.monotonic() + 60
+    while (mixed < 3 or caught < 50) and time.monotonic() < until:
+        naps = sleeping.observe([sleeper])
+        if all(nap.asked == ASKED for nap in naps.values()) and caught >= 50:
+            continue
+        stopped = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        with freeze(sleeper, {}) as tree:
+            for thread in tree.threads():
+                number, left = sleeping.left(thread, naps, stopped, 0, thread.process.padding or _vdso_end(sleeper))
+                if number < 0:
+                    continue
+                caught += 1
+                mixed += any(nap.asked != ASKED for nap in naps.values())
+                assert left <= ASKED, f"{left} ns left of {ASKED}"
+            tree.thaw()
+    assert mixed and caught >= 50, f"the race was seen {mixed} times in {caught}"
+
+
+def _vdso_end(pid: int) -> int:
+    """An address in a page that holds no notes."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if line.endswith("[vdso]"):
+            return int(line.split()[0].split("-")[1], 16) - os.sysconf("SC_PAGE_SIZE")
+    raise AssertionError("no vdso")
