@@ -1,4 +1,4 @@
-"""A process that has torpor loaded already and calls its functions for the harness: the mechanism alone.
+"""A process that has torpor loaded already and calls its functions for the harness: the mechanism alone, as the commands use it.
 
 Each line on standard input is a request, its words separated by tabs; the answer is a line on standard output.
 
@@ -14,11 +14,8 @@ import os
 import sys
 import time
 
-import torpor.rebuild  # a restart loads it late, in the process that it forks
 from torpor.checkpoint import checkpoint
-from torpor.restart import restart
-
-assert torpor.rebuild
+from torpor.restart import restart_as_child
 
 
 def answer(verb: str, words: list[str]) -> list[object]:
@@ -30,7 +27,7 @@ def answer(verb: str, words: list[str]) -> list[object]:
         return [time.perf_counter_ns() - start]
     if verb == "restart":
         begin, start = time.time_ns(), time.perf_counter_ns()
-        program = restart(words[0], allow_changed=words[1:])
+        program = restart_as_child(words[0], allow_changed=words[1:])
         took = time.perf_counter_ns() - start
         program.leave()
         return [took, begin, program.pid]

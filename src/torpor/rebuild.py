@@ -62,6 +62,7 @@ class Rebuilding:
         self._own: dict[int, int] = {}
         """That number -> our descriptor."""
         self._kinds = {process.arch for process in root.family()}
+        self._ignored = procfs.status(os.getpid()).ignored
         self.stub = Stub(self._stub_address(), self._kinds)
         self._opener: Remote | None = None
         # We and the tasks take turns, and a turn is shorter on one processor than between two.
@@ -296,11 +297,10 @@ class Rebuilding:
             remote = Remote(remote.thread, padding, self.stub.work, signal=spawn.QUIET, mapped=True)
             self.remotes[process.record.pid] = remote
             remote.prepare()
-            remote.checked([("munmap", self.stub.address, self.stub.work - self.stub.address)])
         nodes = {key: number for (kind, key), number in self._carriers.items() if kind == "node"}
         pages = self._pages.get(process.mm.id, [])
-        memory.fill(remote, process.mm, base, pages, self.making.image.fd, nodes)
-        memory.mark(remote, process.mm, -1 if base else nodes[process.mm.exe])
+        stub = self.stub.address, self.stub.work - self.stub.address
+        memory.fill(remote, process.mm, base, pages, self.making.image.fd, nodes, stub)
         remote.reset()
 
     def place_files(self, process: ProcessPlan) -> None:
@@ -365,17 +365,18 @@ class Rebuilding:
         remote.reset()
         room = remote.room(40 * 65)
         remote.reset()
-        calls, data = signals.tell_actions(process.handlers.actions, room, remote.arch)
+        inherited = signals.EVERY if _forked(process) else self._ignored
+        calls, data = signals.tell_actions(process.handlers.actions, inherited, room, remote.arch)
         remote.put(data or b"\0")
-        remote.checked(calls)
-        for plan, own in zip(process.threads, remotes, strict=True):
+        calls += processes.attribute_calls(record, process.arch)
+        remote.checked(calls + threads.attach_calls(process.threads[0].record, remote))
+        for plan, own in zip(process.threads[1:], remotes[1:], strict=True):
             own.reset()
             own.prepare()
             own.checked(threads.attach_calls(plan.record, own))
         remote.prepare()
         remote.reset()
         self.warnings += processes.set_oom_score(record, remote.thread.tid)
-        remote.checked(processes.attribute_calls(record, process.arch))
         if process.timers is not None:
             timers.restore(process.timers, remote)
         self._drop_child_signals(process, remote)
@@ -384,12 +385,14 @@ class Rebuilding:
         remote.prepare()
         remote.reset()
         self.warnings += processes.set_limits(record, remote)
-        for plan, own in zip(process.threads, remotes, strict=True):
+        # The leader last: any thread's new credentials would undo what it says of the whole process (commit_creds()).
+        for plan, own in zip(process.threads[::-1], remotes[::-1], strict=True):
             own.prepare()
             own.reset()
-            own.checked(threads.credential_calls(plan.record, record.groups, own, self.own_groups))
-        remote.prepare()
-        remote.checked([("prctl", processes.PR_SET_DUMPABLE, 1 if record.dumpable == 1 else 0)])
+            calls = threads.credential_calls(plan.record, record.groups, own, self.own_groups)
+            if own is remote:
+                calls.append(("prctl", processes.PR_SET_DUMPABLE, 1 if record.dumpable == 1 else 0))
+            own.checked(calls)
         slots = Slots(remote.thread.process, remote.code_at)
         for plan, own in zip(process.threads, remotes, strict=True):
             self._give_registers(plan.record, plan.registers, own)

@@ -480,9 +480,16 @@ def _enter_namespaces(own_user: bool) -> None:
                 file.write(text)
 
 
+_own_clocks: tuple[int, int] | None = None
+"""What this process's own CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of the machine's, in ns."""
+
+
 def _continue_clocks(image: Image, fresh: bool) -> None:
     """Give the children of this process clocks that go on from the instant of the checkpoint (time_namespaces(7))."""
-    own_monotonic, own_boottime = procfs.timens_offsets(os.getpid())
+    global _own_clocks
+    # The file speaks of this process's children: from the first restart on, not of itself any more.
+    _own_clocks = _own_clocks or procfs.timens_offsets(os.getpid())
+    own_monotonic, own_boottime = _own_clocks
     monotonic = image.header.monotonic - (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - own_monotonic)
     boottime = image.header.boottime - (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - own_boottime)
     try:

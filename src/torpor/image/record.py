@@ -21,7 +21,6 @@ from .kinds import Field, Fixed, Ident, Ref, Structs, Variable, pad8
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any, ClassVar, Self, dataclass_transform
 
     from .checks import Check
@@ -227,14 +226,6 @@ class Struct(metaclass=StructType):
         if reason := self.validate():
             raise Refusal("", reason)
 
-    def references(self, where: str = "") -> Iterator[tuple[str, Ref, int]]:
-        """All references in here and in nested structs: where, the declaration, the id (0 for none)."""
-        for ref in self.refs:
-            yield where + ref.name, ref, getattr(self, ref.name)
-        for outer in self.nested:
-            for index, element in enumerate(getattr(self, outer.name)):
-                yield from element.references(f"{where}{outer.name}[{index}].")
-
     def show(self) -> str:
         """All fields in readable form, on one line."""
         shown = (f"{field.name}={field.show(getattr(self, field.name))}" for field in self.declared)
@@ -312,16 +303,28 @@ class References:
 
     def admit(self, record: Record) -> None:
         """Take in `record`. Refusal if its id is taken, or a reference points nowhere or at the wrong kind."""
-        for where, ref, target in record.references():
-            if not target:
-                continue  # the field's own check has let the 0 pass, so it is optional
-            found = self._known.get(target)
-            if found is None:
-                raise Refusal(where, f"refers to #{target}, which is not an earlier record")
-            if ref.to and not any(base.__name__ in ref.to for base in found.__mro__):
-                raise Refusal(where, f"refers to #{target}, a {found.__name__} instead of {' or '.join(ref.to)}")
+        if record.refs or record.nested:
+            self._follow(record)
         if record.ident:
             identity = getattr(record, record.ident)
             if identity in self._known:
                 raise Refusal(record.ident, f"#{identity} is already the id of a {self._known[identity].__name__}")
             self._known[identity] = type(record)
+
+    def _follow(self, struct: Struct) -> None:
+        """Refusal if a reference in `struct`, or in a struct nested in it, points nowhere or at the wrong kind."""
+        for ref in struct.refs:
+            target = getattr(struct, ref.name)
+            if not target:
+                continue  # the field's own check has let the 0 pass, so it is optional
+            found = self._known.get(target)
+            if found is None:
+                raise Refusal(ref.name, f"refers to #{target}, which is not an earlier record")
+            if ref.to and not any(base.__name__ in ref.to for base in found.__mro__):
+                raise Refusal(ref.name, f"refers to #{target}, a {found.__name__} instead of {' or '.join(ref.to)}")
+        for outer in struct.nested:
+            for index, element in enumerate(getattr(struct, outer.name)):
+                try:
+                    self._follow(element)
+                except Refusal as refusal:
+                    raise refusal.within(f"{outer.name}[{index}]") from None

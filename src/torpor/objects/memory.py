@@ -6,6 +6,7 @@ again, zero pages and untouched reservations cost nothing.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 import struct
@@ -14,7 +15,7 @@ from bisect import bisect_right
 from torpor.errors import Obstacle, Unsupported
 from torpor.image.fields import aligned, all_of, blob, choice, flags, ident, in_range, ref, structs, text, u64
 from torpor.image.record import Record, Struct
-from torpor.linux import elf, memory, pagemap, procfs
+from torpor.linux import elf, libc, memory, pagemap, procfs
 from torpor.objects import nodes
 from torpor.objects.nodes import Found
 
@@ -320,18 +321,25 @@ def _free(taken: Sequence[tuple[int, int]], length: int, limit: int) -> int:
 
 
 def fill(
-    remote: Remote, mm: Mm, base: Mm | None, chunks: Sequence[tuple[Pages, int]], image: int, descriptors: Mapping_[int, int]
+    remote: Remote,
+    mm: Mm,
+    base: Mm | None,
+    chunks: Sequence[tuple[Pages, int]],
+    image: int,
+    descriptors: Mapping_[int, int],
+    stub: tuple[int, int],
 ) -> None:
-    """Map everything, bring the pages back, and give protection and advice.
+    """Map everything, bring the pages back, give protection and advice, and tell the kernel what lies where.
 
-    `base`: the address space that the task has from its parent, in which only the differences are made; None after `vacate`.
-    `chunks`: the records of this address space's pages with the offset of their data in the file `image`; `descriptors`: for a
-    file, the number under which the task has it open.
+    `base`: the address space that the task has from its parent, in which only the differences are made; None after `vacate`:
+    then `stub` is the range where the stub still lies. `chunks`: the records of this address space's pages with the offset of
+    their data in the file `image`; `descriptors`: for a file, the number under which the task has it open.
     """
+    remote.reset()
     inherited = {_identity(m): m for m in base.mappings if not m.attributes & (DONTFORK | WIPEONFORK)} if base else {}
     kept = {_identity(m) for m in mm.mappings if _identity(m) in inherited and not m.attributes & (DONTFORK | WIPEONFORK)}
     full = _with_pages(mm, [record for record, _ in chunks])
-    calls: list[tuple[str | int, ...]] = []
+    calls: list[tuple[str | int, ...]] = [] if base else [("munmap", *stub)]
     after: list[tuple[str | int, ...]] = []
     for m in base.mappings if base else ():
         if m.kind != SPECIAL and _identity(m) not in kept:
@@ -366,7 +374,8 @@ def fill(
             raise OSError(17, f"mmap in process {remote.thread.process.pid}: {call[1]:#x} is taken")
     _write_pages(remote.thread.process.pid, chunks, image)
     after += [("madvise", r.start, r.end - r.start, MADV_GUARD_INSTALL) for r in mm.guards]
-    remote.checked(after)
+    # Nothing of the stub may be mapped any more, or the kernel answers EBUSY to a program file.
+    remote.checked([*after, _marks(remote, mm, -1 if base else descriptors[mm.exe])])
     for result in remote.batch(locks):
         # Where a page cannot be had (no access, a guard, behind the end of a file) the kernel says so, and has locked all others.
         if result < 0 and result != -ENOMEM:
@@ -384,7 +393,7 @@ def _descriptor_key(m: MappingRecord) -> int:
 
 
 def files_needed(mm: Mm) -> dict[int, tuple[int, int]]:
-    """Key -> (node id, access mode) of every file that `fill` and `mark` want open."""
+    """Key -> (node id, access mode) of every file that `fill` wants open."""
     needed = {mm.exe: (mm.exe, os.O_RDONLY)}
     for m in mm.mappings:
         if m.kind == FILE:
@@ -427,21 +436,18 @@ def _write_pages(pid: int, chunks: Sequence[tuple[Pages, int]], image: int) -> N
             del anchor
 
 
-def mark(remote: Remote, mm: Mm, exe: int) -> None:
-    """Tell the kernel where code, heap, stack, arguments and environment are, and which file the program is (PR_SET_MM_MAP).
+def _marks(remote: Remote, mm: Mm, exe: int) -> tuple[str | int, ...]:
+    """The call that says where code, heap, stack, arguments and environment are, and which file the program is (PR_SET_MM_MAP).
 
-    `exe`: the task's descriptor of that file, or -1 if it is the one it has. Nothing of the stub may be mapped any more, or
-    the kernel answers EBUSY.
+    `exe`: the task's descriptor of that file, or -1 if it is the one it has.
     """
-    remote.reset()
-    answer = remote.room(8)
-    remote.call("prctl", PR_SET_MM, PR_SET_MM_MAP_SIZE, answer, 0, 0)
-    (size,) = struct.unpack("<I", remote.take(answer, 4))
+    answer = ctypes.c_uint32()
+    libc.prctl(PR_SET_MM, PR_SET_MM_MAP_SIZE, ctypes.addressof(answer))
     auxv = remote.put(mm.auxv)
     marks = struct.pack(
         "<11Q", mm.start_code, mm.end_code, mm.start_data, mm.end_data, mm.start_brk, mm.brk, mm.start_stack,
         mm.arg_start, mm.arg_end, mm.env_start, mm.env_end,
     )  # fmt: skip
     # The pointer in struct prctl_mm_map is as wide as the kernel's, whatever the task's.
-    marks += struct.pack("<QII" if size == 104 else "<III", auxv, len(mm.auxv), exe & 0xFFFFFFFF)
-    remote.call("prctl", PR_SET_MM, PR_SET_MM_MAP, remote.put(marks), size, 0)
+    marks += struct.pack("<QII" if answer.value == 104 else "<III", auxv, len(mm.auxv), exe & 0xFFFFFFFF)
+    return "prctl", PR_SET_MM, PR_SET_MM_MAP, remote.put(marks), answer.value, 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torpor.arch.contract import Arch
 
 SIGKILL, SIGCHLD, SIGSTOP, SIGSEGV, SIGTRAP = 9, 17, 19, 11, 5
+EVERY = (1 << 64) - 1
 COUNT = 64
 SA_FLAGS = 0xFFFF_FFFF
 
@@ -137,17 +138,22 @@ def read_actions(data: bytes, arch: Arch) -> list[Action]:
     return actions
 
 
-def tell_actions(actions: Iterable[Action], address: int, arch: Arch) -> tuple[list[tuple[str | int, ...]], bytes]:
+def tell_actions(
+    actions: Iterable[Action], inherited: int, address: int, arch: Arch
+) -> tuple[list[tuple[str | int, ...]], bytes]:
     """The calls that set the action of every signal, and the structures they read from `address` on.
 
-    Every signal, not only those in `actions`: a fresh task has inherited what torpor ignores (Python ignores SIGPIPE).
+    `inherited`: the signals, bit n-1 for signal n, whose action may not be the default now: those of a parent, or what a
+    fresh program keeps because torpor ignores it (execve(2); Python ignores SIGPIPE).
     """
     data = arch.words(0, 0, 0) + bytes(8)
     calls: dict[int, tuple[str | int, ...]] = {
-        signal: ("rt_sigaction", signal, address, 0, 8) for signal in range(1, COUNT + 1) if signal not in (SIGKILL, SIGSTOP)
+        signal: ("rt_sigaction", signal, address, 0, 8)
+        for signal in range(1, COUNT + 1)
+        if inherited >> signal - 1 & 1 and signal not in (SIGKILL, SIGSTOP)
     }
     for action in actions:
-        if action.signal in calls:
+        if action.signal not in (SIGKILL, SIGSTOP):
             calls[action.signal] = ("rt_sigaction", action.signal, address + len(data), 0, 8)
             data += arch.words(action.handler, action.flags, action.restorer) + action.mask.to_bytes(8, "little")
     return list(calls.values()), data

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 WORK_LENGTH = 64 * 1024
 _TABLE, _DATA, _SINK = 64, 32 * 1024, 48
-_ENTRY = struct.Struct("<9Q")
+_ENTRY = struct.Struct("<9Q")  # number, six arguments, result, and where the code stores the result besides
+_RESULT = 7
 _TABLE_CALLS = (_DATA - _TABLE) // _ENTRY.size
 _WORD = (1 << 64) - 1
 
@@ -234,17 +235,18 @@ class Remote:
         self._load(calls)
         self._enter("batch")
         done = memory.read(self.thread.process.pid, self.work_at + _TABLE, _ENTRY.size * len(calls))
-        return [self.arch.signed(entry[7]) for entry in _ENTRY.iter_unpack(done)]
+        return [self.arch.signed(entry[_RESULT]) for entry in _ENTRY.iter_unpack(done)]
 
     def _load(self, calls: Sequence[Call]) -> None:
         """Write the table of calls into the work area."""
         numbers, sink = self.arch.syscalls, self.work_at + _SINK
-        table = bytearray(_ENTRY.size * len(calls))
-        for index, (name, *args) in enumerate(calls):
-            words = [int(a) & _WORD for a in args] + [0] * (6 - len(args))
-            number = numbers[name] if isinstance(name, str) else name
-            _ENTRY.pack_into(table, index * _ENTRY.size, number, *words, 0, sink)
-        self._waiting.append((self.work_at + _TABLE, bytes(table)))
+        words: list[int] = []
+        for name, *args in calls:
+            words.append(numbers[name] if isinstance(name, str) else name)
+            words += [int(arg) & _WORD for arg in args]
+            words += (0,) * (7 - len(args))
+            words.append(sink)
+        self._waiting.append((self.work_at + _TABLE, struct.pack(f"<{len(words)}Q", *words)))
         self._waiting.append((self.work_at, struct.pack("<QQ", self.work_at + _TABLE, len(calls))))
         self._write()
 

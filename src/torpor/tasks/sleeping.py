@@ -166,7 +166,7 @@ def left(thread: FrozenThread, naps: dict[int, Nap], stopped: int, clock_offset:
     if nap is None or not nap.fits(thread, restarted):
         return call[0], _asked(thread, call[0])
     asked = _asked(thread, nap.number)
-    if asked >= NO_LIMIT or not restarted and asked != nap.asked:
+    if asked >= NO_LIMIT or (not restarted and asked != nap.asked):
         return nap.number, asked
     return nap.number, nap.left(stopped, asked)
 

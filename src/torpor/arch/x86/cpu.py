@@ -157,8 +157,10 @@ def _ask() -> Host:
     else:
         layout = cpuid.layout(wide=wide) if "xsave" in flags else no_xsave(wide=wide)
         last_leaf = cpuid(0, 0)[0]
+        # Each CPUID of a virtual machine is a trip to its host, 15 us and more.
+        asked = {at: cpuid(*at) for at in {row[1:3] for row in _UNPRINTED} if at[0] <= last_leaf}
         for name, leaf, subleaf, register, bit, component in _UNPRINTED:
-            if leaf <= last_leaf and cpuid(leaf, subleaf)[register] >> bit & 1 and layout.xcr0 >> component & 1:
+            if (leaf, subleaf) in asked and asked[leaf, subleaf][register] >> bit & 1 and layout.xcr0 >> component & 1:
                 names.add(name)
         cpuid.close()
     if not wide:
