@@ -325,7 +325,7 @@ class Rebuilding:
                     remote.reset()
                     room = remote.room(12 * EPOLL_AT_ONCE)
                     remote.reset()
-                    more, data = events.epoll_calls(record.watched[first : first + EPOLL_AT_ONCE], entry.fd, room)
+                    more, data = events.epoll_calls(record.watched[first : first + EPOLL_AT_ONCE], entry.fd, room, remote.arch)
                     remote.put(data)
                     remote.checked(more)
         for lock in process.files.locks:
@@ -407,7 +407,7 @@ class Rebuilding:
         sent = {child.record.exit_signal for child in process.children if not child.alive} - {0}
         if sent:
             remote.reset()
-            wanted = remote.put(sum(1 << number - 1 for number in sent).to_bytes(8, "little"))
+            wanted = remote.put(remote.arch.sigset(sum(1 << number - 1 for number in sent)))
             nothing = remote.put(bytes(16))
             for _ in process.children:
                 remote.batch([("rt_sigtimedwait", wanted, 0, nothing, 8)])

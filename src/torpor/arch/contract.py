@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,11 +75,11 @@ class Code:
         image = bytearray(self._bytes)
         for where, base in self._fixups:
             offset = at if base == "code" else work
-            (addend,) = struct.unpack_from("<I", image, where)
-            struct.pack_into("<I", image, where, (addend + offset) & 0xFFFFFFFF)
+            (addend,) = struct.unpack_from("=I", image, where)
+            struct.pack_into("=I", image, where, (addend + offset) & 0xFFFFFFFF)
         for name, value in values.items():
             width = self._widths[name]
-            image[self.symbols[name] : self.symbols[name] + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+            image[self.symbols[name] : self.symbols[name] + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, sys.byteorder)
         return bytes(image)
 
 
@@ -238,18 +239,30 @@ class Arch:
 
     # The kernel's structures whose layout depends on the word size.
 
+    epoll_event = "=I4xQ"
+    """struct epoll_event (epoll_ctl(2)): events, data."""
+    flock = "=hh4xqqi4x"
+    """struct flock, flock64 where a long has 32 bits (fcntl(2)): type, whence, start, length, pid."""
+    action_words = 3
+    """Longs before the mask of the kernel's struct sigaction: handler, flags, and most have a restorer."""
+
     def words(self, *values: int) -> bytes:
-        """`values` as longs of this kind of task."""
+        """`values` as longs of this kind of task. A task's byte order is its kernel's, and so torpor's own."""
         mask = (1 << 8 * self.word) - 1
-        return struct.pack(f"<{len(values)}{'Q' if self.word == 8 else 'I'}", *[v & mask for v in values])
+        return struct.pack(f"={len(values)}{'Q' if self.word == 8 else 'I'}", *[v & mask for v in values])
 
     def unwords(self, data: bytes) -> tuple[int, ...]:
         """The unsigned longs in `data`."""
-        return struct.unpack(f"<{len(data) // self.word}{'Q' if self.word == 8 else 'I'}", data)
+        return struct.unpack(f"={len(data) // self.word}{'Q' if self.word == 8 else 'I'}", data)
 
-    def offset_words(self, value: int) -> tuple[int, ...]:
-        """A 64-bit file offset as this kind of task passes it in registers: one word, or the low and the high one."""
-        return (value,) if self.word == 8 else (value & 0xFFFFFFFF, value >> 32)
+    def sigset(self, mask: int) -> bytes:
+        """A set of 64 signals, bit n-1 for signal n, as the kernel's sigset_t: longs, the one with signal 1 first."""
+        return self.words(mask) if self.word == 8 else self.words(mask, mask >> 32)
+
+    def from_sigset(self, data: bytes) -> int:
+        """The reverse."""
+        words = self.unwords(data)
+        return words[0] if self.word == 8 else words[0] | words[1] << 32
 
     def mmap_call(self, start: int, length: int, prot: int, flags: int, fd: int, offset: int) -> tuple[str | int, ...]:
         """mmap(2) as (name, arguments...); where a long is too short for the offset the call takes pages."""

@@ -445,9 +445,9 @@ def _marks(remote: Remote, mm: Mm, exe: int) -> tuple[str | int, ...]:
     libc.prctl(PR_SET_MM, PR_SET_MM_MAP_SIZE, ctypes.addressof(answer))
     auxv = remote.put(mm.auxv)
     marks = struct.pack(
-        "<11Q", mm.start_code, mm.end_code, mm.start_data, mm.end_data, mm.start_brk, mm.brk, mm.start_stack,
+        "=11Q", mm.start_code, mm.end_code, mm.start_data, mm.end_data, mm.start_brk, mm.brk, mm.start_stack,
         mm.arg_start, mm.arg_end, mm.env_start, mm.env_end,
     )  # fmt: skip
     # The pointer in struct prctl_mm_map is as wide as the kernel's, whatever the task's.
-    marks += struct.pack("<QII" if answer.value == 104 else "<III", auxv, len(mm.auxv), exe & 0xFFFFFFFF)
+    marks += struct.pack("=QII" if answer.value == 104 else "=III", auxv, len(mm.auxv), exe & 0xFFFFFFFF)
     return "prctl", PR_SET_MM, PR_SET_MM_MAP, remote.put(marks), answer.value, 0

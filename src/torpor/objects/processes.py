@@ -118,7 +118,7 @@ def ask(remote: Remote) -> Generator[Calls, list[int], Inside]:
         ("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0),
         *remote.arch.ask_components(at + 8),
     ]
-    subreaper, components = struct.unpack("<I4xQ", remote.take(at, 16))
+    subreaper, components = struct.unpack("=I4xQ", remote.take(at, 16))
     mask = (1 << 8 * remote.arch.word) - 1
     components &= remote.arch.requestable
     return Inside(results[0] & mask, components, max(results[1], 0), subreaper, max(results[3], 0))
@@ -184,7 +184,7 @@ def set_limits(record: Process, remote: Remote) -> Iterator[Obstacle]:
     wanted = [limit for limit in record.limits if (limit.soft, limit.hard) != now[limit.resource]]
 
     def call(resource: int, soft: int, hard: int) -> tuple[str | int, ...]:
-        return "prlimit64", 0, resource, remote.put(struct.pack("<QQ", soft, hard)), 0
+        return "prlimit64", 0, resource, remote.put(struct.pack("=QQ", soft, hard)), 0
 
     results = remote.batch([call(limit.resource, limit.soft, limit.hard) for limit in wanted])
     for limit, result in zip(wanted, results, strict=True):

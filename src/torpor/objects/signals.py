@@ -78,34 +78,34 @@ def layout_of(signal: int, code: int) -> int:
 
 def unpack_siginfo(info: bytes) -> Queued:
     """A 64-bit siginfo_t of 128 bytes, as a 64-bit tracer gets it."""
-    signal, errno, code = struct.unpack_from("<iii", info)
+    signal, errno, code = struct.unpack_from("=iii", info)
     layout = layout_of(signal, code)
     queued = Queued(signal=signal, layout=layout, errno=errno, code=code)
     if layout == FAULT:
-        (queued.value,) = struct.unpack_from("<Q", info, 16)
+        (queued.value,) = struct.unpack_from("=Q", info, 16)
     elif layout == POLL:
-        queued.value, queued.status = struct.unpack_from("<Qi", info, 16)
+        queued.value, queued.status = struct.unpack_from("=Qi", info, 16)
     else:
-        queued.pid, queued.uid = struct.unpack_from("<iI", info, 16)
+        queued.pid, queued.uid = struct.unpack_from("=iI", info, 16)
         if layout == CHILD:
-            queued.status, queued.utime, queued.stime = struct.unpack_from("<i4xqq", info, 24)
+            queued.status, queued.utime, queued.stime = struct.unpack_from("=i4xqq", info, 24)
         elif layout in (TIMER, QUEUE):
-            (queued.value,) = struct.unpack_from("<Q", info, 24)
+            (queued.value,) = struct.unpack_from("=Q", info, 24)
     return queued
 
 
 def pack_siginfo(queued: Queued, arch: Arch) -> bytes:
     """The siginfo_t that a task of `arch` hands to rt_sigqueueinfo(2)."""
     wide = arch.word == 8
-    head = struct.pack("<iii", queued.signal, queued.errno, queued.code) + (bytes(4) if wide else b"")
+    head = struct.pack("=iii", queued.signal, queued.errno, queued.code) + (bytes(4) if wide else b"")
     if queued.layout == FAULT:
         body = arch.words(queued.value)
     elif queued.layout == POLL:
-        body = arch.words(queued.value) + struct.pack("<i", queued.status)
+        body = arch.words(queued.value) + struct.pack("=i", queued.status)
     else:
-        body = struct.pack("<iI", queued.pid, queued.uid)
+        body = struct.pack("=iI", queued.pid, queued.uid)
         if queued.layout == CHILD:
-            body += struct.pack("<i", queued.status) + (bytes(4) if wide else b"")
+            body += struct.pack("=i", queued.status) + (bytes(4) if wide else b"")
             body += arch.words(queued.utime, queued.stime)
         elif queued.layout in (TIMER, QUEUE):
             body += arch.words(queued.value)
@@ -116,8 +116,8 @@ def pack_siginfo(queued: Queued, arch: Arch) -> bytes:
 
 
 def action_size(arch: Arch) -> int:
-    """Bytes of the kernel's struct sigaction: handler, flags, restorer, 64-bit mask."""
-    return 3 * arch.word + 8
+    """Bytes of the kernel's struct sigaction: handler, flags, restorer where there is one, 64-bit mask."""
+    return arch.action_words * arch.word + 8
 
 
 def ask_actions(address: int, arch: Arch) -> list[tuple[str | int, ...]]:
@@ -131,8 +131,8 @@ def read_actions(data: bytes, arch: Arch) -> list[Action]:
     size, actions = action_size(arch), []
     for index in range(COUNT):
         part = data[index * size : (index + 1) * size]
-        handler, flags, restorer = arch.unwords(part[:-8])
-        mask = int.from_bytes(part[-8:], "little")
+        handler, flags, restorer, *_ = *arch.unwords(part[:-8]), 0
+        mask = arch.from_sigset(part[-8:])
         if handler or flags or mask:
             actions.append(Action(signal=index + 1, flags=flags & SA_FLAGS, handler=handler, restorer=restorer, mask=mask))
     return actions
@@ -146,7 +146,7 @@ def tell_actions(
     `inherited`: the signals, bit n-1 for signal n, whose action may not be the default now: those of a parent, or what a
     fresh program keeps because torpor ignores it (execve(2); Python ignores SIGPIPE).
     """
-    data = arch.words(0, 0, 0) + bytes(8)
+    data = bytes(action_size(arch))
     calls: dict[int, tuple[str | int, ...]] = {
         signal: ("rt_sigaction", signal, address, 0, 8)
         for signal in range(1, COUNT + 1)
@@ -155,7 +155,7 @@ def tell_actions(
     for action in actions:
         if action.signal not in (SIGKILL, SIGSTOP):
             calls[action.signal] = ("rt_sigaction", action.signal, address + len(data), 0, 8)
-            data += arch.words(action.handler, action.flags, action.restorer) + action.mask.to_bytes(8, "little")
+            data += arch.words(action.handler, action.flags, *[action.restorer][: arch.action_words - 2]) + arch.sigset(action.mask)
     return list(calls.values()), data
 
 

@@ -7,6 +7,7 @@ descriptor table, so they are here as well; flock and open-file-description lock
 from __future__ import annotations
 
 import os
+import struct
 
 from torpor.errors import Obstacle
 from torpor.image.checks import brief
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 FD_MAX = 1 << 20
 POSIX, OFD, FLOCK = 0, 1, 2
+F_SETLK, F_SETLK64 = 6, 13  # fcntl.h
 READ, WRITE = 0, 1
 EOF = (1 << 63) - 1
 RLIMIT_NOFILE = 7
@@ -146,20 +148,13 @@ def lock_call(lock: Lock, arch: Arch, address: int) -> tuple[tuple[str | int, ..
     """The fcntl that takes a record lock, and the struct flock that it reads at `address` (fcntl(2))."""
     length = 0 if lock.end == EOF else lock.end - lock.start + 1
     kind = (0, 1)[lock.type]
-    if arch.word == 8:
-        data = kind.to_bytes(2, "little") + bytes(6)
-        data += lock.start.to_bytes(8, "little") + length.to_bytes(8, "little") + bytes(8)
-        return ("fcntl", lock.fd, 6, address), data
-    # struct flock64 of x86-32: no padding before the 64-bit members
-    data = kind.to_bytes(2, "little") + bytes(2)
-    data += lock.start.to_bytes(8, "little") + length.to_bytes(8, "little") + bytes(4)
-    return ("fcntl", lock.fd, 13, address), data
+    data = struct.pack(arch.flock, kind, 0, lock.start, length, 0)
+    return ("fcntl", lock.fd, F_SETLK if arch.word == 8 else F_SETLK64, address), data
 
 
 def take_description_lock(lock: Lock, fd: int) -> None:
     """Take a FLOCK or OFD lock through our own descriptor of the description. Raises OSError (EAGAIN: someone has it)."""
     import fcntl
-    import struct
 
     if lock.kind == FLOCK:
         fcntl.flock(fd, (fcntl.LOCK_SH, fcntl.LOCK_EX)[lock.type] | fcntl.LOCK_NB)

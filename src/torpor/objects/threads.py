@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from itertools import pairwise
 
 from torpor.errors import Obstacle
 from torpor.image.fields import array, choice, i32, in_range, ref, structs, text, u32, u64
 from torpor.image.record import Record
-from torpor.linux import procfs, ptrace, sched
+from torpor.linux import libc, procfs, ptrace, sched
 from torpor.objects.processes import (
     PID_MAX,
     PR_GET_PDEATHSIG,
@@ -114,13 +115,13 @@ def ask(remote: Remote) -> Generator[Calls, list[int], Inside]:
     data = remote.take(at, 64)
     found = Inside()
     if results[0] == 0:
-        found.clear_child_tid = int.from_bytes(data[:8], "little") & ((1 << 8 * word) - 1)
+        found.clear_child_tid = int.from_bytes(data[: libc.WORD], sys.byteorder) & ((1 << 8 * word) - 1)
     stack, flags, length = arch.unwords(data[8 : 8 + 3 * word])
     found.stack = (stack, flags & 0xFFFFFFFF, length)
-    (found.death_signal,) = struct.unpack_from("<I", data, 40)
+    (found.death_signal,) = struct.unpack_from("=I", data, 40)
     found.securebits, found.timer_slack = max(results[3], 0), max(results[4], 0)
     if results[5] == 0:
-        found.robust = (int.from_bytes(data[48 : 48 + word], "little"), int.from_bytes(data[56 : 56 + word], "little"))
+        found.robust = (arch.unwords(data[48 : 48 + word])[0], arch.unwords(data[56 : 56 + word])[0])
     return found
 
 
@@ -261,7 +262,7 @@ def credential_calls(record: Thread, groups: Sequence[int], remote: Remote, own_
         if now.cap_bounding & ~record.bounding & 1 << capability:
             calls.append(("prctl", PR_CAPBSET_DROP, capability))
     if not own_groups and sorted(now.groups) != sorted(groups):
-        calls.append(("setgroups", len(groups), remote.put(struct.pack(f"<{len(groups)}I", *groups))))
+        calls.append(("setgroups", len(groups), remote.put(struct.pack(f"={len(groups)}I", *groups))))
     if list(now.gids[:3]) != record.gids[:3]:
         calls.append(("setresgid", *record.gids[:3]))
     if list(now.uids[:3]) != record.uids[:3]:
@@ -284,10 +285,10 @@ def credential_calls(record: Thread, groups: Sequence[int], remote: Remote, own_
 
 
 def _capset(remote: Remote, effective: int, permitted: int, inheritable: int) -> tuple[str | int, ...]:
-    header = remote.put(struct.pack("<Ii", CAP_VERSION_3, 0))
+    header = remote.put(struct.pack("=Ii", CAP_VERSION_3, 0))
     low = [value & 0xFFFFFFFF for value in (effective, permitted, inheritable)]
     high = [value >> 32 for value in (effective, permitted, inheritable)]
-    return "capset", header, remote.put(struct.pack("<6I", *low, *high))
+    return "capset", header, remote.put(struct.pack("=6I", *low, *high))
 
 
 def schedule(record: Thread, tid: int, processors: Iterable[int]) -> Iterator[Obstacle]:

@@ -79,7 +79,7 @@ def ask(remote: Remote, pid: int) -> Generator[Calls, list[int], tuple[list[Inte
             interval_timers.append(IntervalTimer(which=which, left=left, interval=interval))
     found = []
     for index, timer in enumerate(posix):
-        numbers = struct.unpack_from("<4q", data, 3 * 4 * arch.word + 32 * index)
+        numbers = struct.unpack_from("=4q", data, 3 * 4 * arch.word + 32 * index)
         notify = {"none": NONE, "signal": THREAD_ID if timer.to_thread else SIGNAL}.get(timer.notify, SIGNAL)
         found.append(
             Timer(
@@ -98,7 +98,7 @@ def ask(remote: Remote, pid: int) -> Generator[Calls, list[int], tuple[list[Inte
 
 def sigevent(timer: Timer, arch: Arch) -> bytes:
     """struct sigevent as a task of `arch` passes it to timer_create (sigevent(7))."""
-    head = arch.words(timer.value) + struct.pack("<iii", timer.signal, timer.notify, timer.thread)
+    head = arch.words(timer.value) + struct.pack("=iii", timer.signal, timer.notify, timer.thread)
     return head.ljust(64, b"\0")
 
 
@@ -113,7 +113,7 @@ def itimerval(timer: IntervalTimer, arch: Arch) -> bytes:
 
 def itimerspec(timer: Timer) -> bytes:
     """struct itimerspec with 64-bit times."""
-    return struct.pack("<4q", *divmod(timer.interval, NSEC), *divmod(timer.left, NSEC))
+    return struct.pack("=4q", *divmod(timer.interval, NSEC), *divmod(timer.left, NSEC))
 
 
 # --- restart
@@ -174,7 +174,7 @@ def _refused(clock: int) -> str:
     import ctypes
 
     made = ctypes.c_int()
-    event = ctypes.create_string_buffer(struct.pack("<QiI" if libc.WORD == 8 else "<IiI", 0, 0, NONE), 64)
+    event = ctypes.create_string_buffer(struct.pack("=QiI" if libc.WORD == 8 else "=IiI", 0, 0, NONE), 64)
     try:
         libc.call("timer_create", clock, ctypes.byref(event), ctypes.byref(made))
     except OSError as error:
@@ -199,12 +199,12 @@ def restore(record: Timers, remote: Remote) -> None:
         by_id = remote.batch([("prctl", PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0)]) == [0]
         for timer in record.timers:
             remote.reset()
-            event, number = remote.put(sigevent(timer, arch)), remote.put(struct.pack("<i", timer.number))
+            event, number = remote.put(sigevent(timer, arch)), remote.put(struct.pack("=i", timer.number))
             spec = remote.put(itimerspec(timer))
             clock = timer.clock & 0xFFFFFFFF
             while True:
                 remote.call("timer_create", clock, event, number)
-                (made,) = struct.unpack("<i", remote.take(number, 4))
+                (made,) = struct.unpack("=i", remote.take(number, 4))
                 if made == timer.number:
                     break
                 # Before 6.16 ids are handed out in order: use up those before ours.

@@ -66,10 +66,10 @@ def _abort_sequence(thread: FrozenThread) -> None:
         return
     arch, mem = thread.process.arch, thread.process.mem
     try:
-        (section,) = struct.unpack("<Q", os.pread(mem, 8, address + 8))
+        (section,) = struct.unpack("=Q", os.pread(mem, 8, address + 8))
         if not section:
             return
-        _, _, start, length, abort = struct.unpack("<IIQQQ", os.pread(mem, 32, section))
+        _, _, start, length, abort = struct.unpack("=IIQQQ", os.pread(mem, 32, section))
     except (OSError, struct.error):
         return
     if start <= thread.regs[arch.ip] < start + length:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 WORK_LENGTH = 64 * 1024
 _TABLE, _DATA, _SINK = 64, 32 * 1024, 48
-_ENTRY = struct.Struct("<9Q")  # number, six arguments, result, and where the code stores the result besides
+_ENTRY = struct.Struct("=9Q")  # number, six arguments, result, and where the code stores the result besides
 _RESULT = 7
 _TABLE_CALLS = (_DATA - _TABLE) // _ENTRY.size
 _WORD = (1 << 64) - 1
@@ -71,8 +71,8 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
         if mapping.path == "[vdso]":
             wide = process.arch.word == 8
             head = os.pread(process.mem, 64, mapping.start)
-            (table,) = struct.unpack_from("<Q" if wide else "<I", head, 40 if wide else 32)
-            size, count = struct.unpack_from("<HH", head, 58 if wide else 46)
+            (table,) = struct.unpack_from("=Q" if wide else "=I", head, 40 if wide else 32)
+            size, count = struct.unpack_from("=HH", head, 58 if wide else 46)
             start: int = mapping.start + (table + size * count + 15 & ~15)
             if start + len(process.arch.code) <= mapping.end:
                 return start
@@ -246,8 +246,8 @@ class Remote:
             words += [int(arg) & _WORD for arg in args]
             words += (0,) * (7 - len(args))
             words.append(sink)
-        self._waiting.append((self.work_at + _TABLE, struct.pack(f"<{len(words)}Q", *words)))
-        self._waiting.append((self.work_at, struct.pack("<QQ", self.work_at + _TABLE, len(calls))))
+        self._waiting.append((self.work_at + _TABLE, struct.pack(f"={len(words)}Q", *words)))
+        self._waiting.append((self.work_at, struct.pack("=QQ", self.work_at + _TABLE, len(calls))))
         self._write()
 
     def _write(self) -> None:

@@ -67,4 +67,4 @@ def _await(tid: int, signal: int) -> None:
 
 def timespec(ns: int) -> bytes:
     """struct timespec with 64-bit members."""
-    return struct.pack("<qq", *divmod(ns, NSEC))
+    return struct.pack("=qq", *divmod(ns, NSEC))

@@ -32,7 +32,7 @@ NSEC = 1_000_000_000
 SAMPLES = 4
 _PLAUSIBLE = 10 * 365 * 86400 * NSEC
 """Ten years: what two 32-bit words look like when they are read as one is longer."""
-_NOTE = struct.Struct("<IIQQ")  # thread id in its own namespace, call number, stack pointer, deadline in its own clock
+_NOTE = struct.Struct("=IIQQ")  # thread id in its own namespace, call number, stack pointer, deadline in its own clock
 
 class Nap:
     """A wait with a time limit, as it was seen before the stop: which call, until when (ns of CLOCK_MONOTONIC), how long in all."""

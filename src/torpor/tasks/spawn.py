@@ -115,7 +115,7 @@ def _await_stub(tid: int, own_pid: int, kind: Arch, stub: Stub) -> None:
             mem = memory.open_mem(tid)
             try:
                 for variable in ("v_tgid", "v_tid"):
-                    os.pwrite(mem, struct.pack("<i", own_pid), code_at + symbols[variable])
+                    os.pwrite(mem, struct.pack("=i", own_pid), code_at + symbols[variable])
             finally:
                 os.close(mem)
         elif status >> 8 == QUIET and kind.registers.read_general(tid)[kind.ip] == code_at + symbols["notified"]:
@@ -186,8 +186,8 @@ def spawn_thread(parent: Remote, tid: int) -> Thread:
 def _clone(parent: Remote, pid: int, flags: int, exit_signal: int) -> int:
     """clone3(2) by the stub of `parent`; the new task, stopped before its first instruction, by its id here."""
     parent.reset()
-    wanted = parent.put(struct.pack("<i", pid))
-    arguments = struct.pack("<11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, wanted, 1, 0)
+    wanted = parent.put(struct.pack("=i", pid))
+    arguments = struct.pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, wanted, 1, 0)
     try:
         parent.call("clone3", parent.put(arguments), len(arguments))
     except FileExistsError:

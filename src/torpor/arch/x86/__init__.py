@@ -79,6 +79,7 @@ class X86(Arch):
     """What both kinds of x86 task have in common."""
 
     flags = "eflags"
+    epoll_event = "=IQ"  # EPOLL_PACKED
     kept_flags = _KEPT_FLAGS
     header = staticmethod(cpu.header)
     header_record = cpu.X86Header
@@ -218,6 +219,7 @@ class X86_32(X86):
     syscalls = _COMMON | _SYSCALLS_32
     code = CODE_32
     slot_size, slot_count = 48, 3
+    flock = "=hhqqi"  # 64-bit members are aligned to 4 bytes
     registers = REGISTERS_32
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
+import sys
 
 from torpor.errors import Obstacle
 from torpor.image.fields import choice, ident, in_range, structs, u32, u64
@@ -19,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
 
+    from torpor.arch.contract import Arch
     from torpor.objects.making import Making
     from torpor.objects.saving import Saving
 
@@ -172,7 +175,7 @@ def make(record: EventFd | Epoll | TimerFd | SignalFd, making: Making) -> int:
     if isinstance(record, EventFd):
         fd = _made(_eventfd(0, (_EFD_SEMAPHORE if record.semaphore else 0) | record.flags | _CLOEXEC), "eventfd")
         if record.count:
-            os.write(fd, record.count.to_bytes(8, "little"))
+            os.write(fd, record.count.to_bytes(8, sys.byteorder))
     elif isinstance(record, Epoll):
         fd = _made(_epoll_create(_CLOEXEC), "epoll_create1")
     elif isinstance(record, TimerFd):
@@ -190,11 +193,11 @@ def _arm(fd: int, record: TimerFd) -> None:
     import fcntl
     import struct
 
-    spec = ctypes.create_string_buffer(struct.pack("<4q", *divmod(record.interval, NSEC), *divmod(record.left, NSEC)))
+    spec = ctypes.create_string_buffer(struct.pack("=4q", *divmod(record.interval, NSEC), *divmod(record.left, NSEC)))
     if _timerfd_settime(fd, 0, ctypes.addressof(spec), None) == -1:
         raise libc.failure("timerfd_settime")
     if record.ticks:
-        fcntl.ioctl(fd, 0x40085400, record.ticks.to_bytes(8, "little"))
+        fcntl.ioctl(fd, 0x40085400, record.ticks.to_bytes(8, sys.byteorder))
 
 
 def _made(fd: int, what: str) -> int:
@@ -203,12 +206,11 @@ def _made(fd: int, what: str) -> int:
     return fd
 
 
-def epoll_calls(watched: Sequence[Watched], fd: int, address: int) -> tuple[list[tuple[str | int, ...]], bytes]:
+def epoll_calls(watched: Sequence[Watched], fd: int, address: int, arch: Arch) -> tuple[list[tuple[str | int, ...]], bytes]:
     """The epoll_ctl calls that add `watched` to the set at descriptor `fd`, and the events they read from `address` on."""
     calls: list[tuple[str | int, ...]] = []
     data = b""
     for member in watched:
         calls.append(("epoll_ctl", fd, 1, member.fd, address + len(data)))
-        # packed on x86 only (EPOLL_PACKED); the other architectures' structures have 4 bytes of padding
-        data += member.events.to_bytes(4, "little") + member.data.to_bytes(8, "little")
+        data += struct.pack(arch.epoll_event, member.events, member.data)
     return calls, data
