@@ -27,6 +27,25 @@ _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_CLASS_SHIFT = 13
 
 
+class Urgent:
+    """Within a `with` block the calling thread runs as soon as it can (SCHED_FIFO), where its user may have that."""
+
+    def __enter__(self) -> None:
+        self._before: tuple[int, os.sched_param] | None = None
+        policy = os.sched_getscheduler(0)
+        if policy & ~os.SCHED_RESET_ON_FORK in (NORMAL, BATCH, IDLE):
+            try:
+                param = os.sched_getparam(0)
+                os.sched_setscheduler(0, FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+                self._before = policy, param
+            except PermissionError:
+                pass
+
+    def __exit__(self, *_: object) -> None:
+        if self._before:
+            os.sched_setscheduler(0, *self._before)
+
+
 _getcpu = libc.function("sched_getcpu", restype=ctypes.c_int)
 
 

@@ -26,6 +26,25 @@ def ignore(*numbers: int) -> None:
         _signal.signal(number, _signal.SIG_IGN)
 
 
+class Changes:
+    """Waits for children and traced tasks to change state, within a `with` block: SIGCHLD tells, and is put back afterwards."""
+
+    def __init__(self) -> None:
+        self._taken = False
+
+    def __enter__(self) -> None:
+        self._before = _signal.pthread_sigmask(_signal.SIG_BLOCK, {SIGCHLD})
+
+    def __exit__(self, *_: object) -> None:
+        if self._taken and callable(_signal.getsignal(SIGCHLD)):
+            _signal.raise_signal(SIGCHLD)  # it may have been about another child, whose parent's handler waits for it
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)
+
+    def wait(self, seconds: float) -> None:
+        """Return at the next change, which may have come already, or after `seconds`: another thread may have taken the signal."""
+        self._taken |= _signal.sigtimedwait({SIGCHLD}, seconds) is not None
+
+
 class Held:
     """Holds SIGINT back for the length of a `with` block: what is in the middle of a task must not be left there by Ctrl-C."""
 

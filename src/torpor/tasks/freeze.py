@@ -15,7 +15,8 @@ import time
 
 from torpor import arch
 from torpor.errors import NoPermission, Obstacle, TorporError, Unsupported
-from torpor.linux import procfs, ptrace
+from torpor.linux import procfs, ptrace, sched
+from torpor.linux.signals import Changes
 from torpor.tasks import interrupted
 from torpor.tasks.phase import FROZEN, THAWED, enter_phase
 from torpor.tasks.remote import find_padding
@@ -45,10 +46,12 @@ class FrozenThread(Thread):
     """The number of the call that it was in, if our stop has ended that and `regs` issue it again; else -1."""
 
     def __init__(self, process: FrozenProcess, tid: int, stopped_by: int) -> None:
+        interrupted.hasten(process.arch, tid)
         registers = process.arch.registers.read_general(tid)
         self.stopped_by, self.issued_again = stopped_by, -1
         self.status = procfs.status(process.pid, tid)
         super().__init__(process, tid, self.status.ns_pid[-1], registers, ptrace.get_signal_mask(tid))
+        interrupted.settle(self)
 
 
 class FrozenProcess(Process):
@@ -84,6 +87,8 @@ class FrozenTree:
         self.processes: list[FrozenProcess] = []
         self.lost_signals: list[tuple[int, int]] = []
         self._seized: set[int] = set()
+        self.changes = Changes()
+        """Wakes us when a thread has stopped."""
 
     def __enter__(self) -> FrozenTree:
         return self
@@ -154,15 +159,13 @@ class FrozenTree:
             new = [tid for tid in procfs.threads(pid) if tid not in known]
             if not new:
                 break
-            # One at a time: between the stop of a thread and `settle` lies the one instant at which the death of torpor
-            # could show, as EINTR from a call that any stop ends.
+            # One at a time: between the stop of a thread and `interrupted.hasten` lies the one instant at which the death of
+            # torpor could show, as EINTR from a call that any stop ends.
             for tid in new:
                 if not self._seize(pid, tid) or (stop := self._stop(pid, tid)) < 0:
                     ended.add(tid)
                     continue
-                thread = FrozenThread(process, tid, stop)
-                interrupted.settle(thread)
-                process.threads.append(thread)
+                process.threads.append(FrozenThread(process, tid, stop))
         if pid in ended:
             # It was just ending. Now it is a zombie, gone, or, with other threads left, what cannot be saved.
             return self.add(pid, parent)
@@ -199,17 +202,12 @@ class FrozenTree:
         except ProcessLookupError:
             return -1
         patience = time.monotonic() + PATIENCE
-        tries = 0
         while True:
             status = ptrace.wait(tid, block=False)
             if status is None:
-                tries += 1
-                if tries < 200:
-                    os.sched_yield()
-                elif time.monotonic() > patience:
+                if time.monotonic() > patience:
                     raise _busy(pid, tid)
-                else:
-                    time.sleep(0.0005)
+                self.changes.wait(0.001)
             elif not os.WIFSTOPPED(status):
                 self._seized.discard(tid)
                 return -1
@@ -249,6 +247,12 @@ def freeze(root: int, absent: Mapping[int, int]) -> FrozenTree:
     ProcessLookupError (no such process), NoPermission, Unsupported; then nothing is stopped any more.
     """
     tree = FrozenTree()
+    # First in the queue for a processor, where that may be had: the program stands still, and its threads are stopped one by one.
+    with sched.Urgent(), tree.changes:
+        return _freeze(tree, root, absent)
+
+
+def _freeze(tree: FrozenTree, root: int, absent: Mapping[int, int]) -> FrozenTree:
     try:
         waiting: list[tuple[int, FrozenProcess | None]] = [(root, None)]
         while waiting:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import struct
 
-from torpor.arch.contract import EINTR
+from torpor.arch.contract import EINTR, ERESTARTNOHAND
 from torpor.linux import ptrace
 from torpor.tasks.retry import taken_out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from torpor.arch.contract import Arch, Registers
     from torpor.tasks.freeze import FrozenThread
 
 ENDED_BY_ANY_STOP = frozenset(
@@ -26,27 +29,45 @@ ENDED_BY_ANY_STOP = frozenset(
 """Reads, writes and socket calls are among them when the socket has a timeout (SO_RCVTIMEO, SO_SNDTIMEO)."""
 
 
+def hasten(kind: Arch, tid: int) -> None:
+    """The first word to a thread that has just stopped: a call that our stop has ended with EINTR is to be restarted.
+
+    Until then the death of torpor would show, so nothing else is asked before. It is one register, -ERESTARTNOHAND in place
+    of -EINTR, and the kernel does the rest when the thread is let go, by whomever: EINTR if there is a handler to run.
+    """
+    kind.registers.restart_ended(tid, _numbers(kind))
+
+
 def settle(thread: FrozenThread) -> None:
     """Put into `thread.regs`, and into the thread, what it is to go on with, whoever lets it go."""
     found = thread.regs
     if thread.process.padding:
         thread.regs = taken_out(thread, thread.process.padding)
-    _issue_again(thread)
+    kind = thread.process.arch
+    number = _ended_by_stop(kind, thread.regs)
+    # A signal that comes now would have ended the call anyway.
+    if number >= 0 and not deliverable(thread):
+        thread.regs = kind.again(thread.regs)
+        thread.issued_again = number
     _abort_sequence(thread)
     if thread.regs is not found:
-        thread.process.arch.registers.write_general(thread.tid, thread.regs)
+        kind.registers.write_general(thread.tid, thread.regs)
 
 
-def _issue_again(thread: FrozenThread) -> None:
-    """A call that our stop has ended with EINTR is issued again, unless a signal would have ended it anyway."""
-    arch = thread.process.arch
-    call = arch.pending_call(thread.regs)
-    if call is None or call[1] != EINTR:
-        return
-    names = {arch.syscalls.get(name) for name in ENDED_BY_ANY_STOP}
-    if call[0] in names and not deliverable(thread):
-        thread.regs = arch.again(thread.regs)
-        thread.issued_again = call[0]
+def _ended_by_stop(kind: Arch, regs: Registers) -> int:
+    """The number of the call that any stop ends with EINTR, and has ended, or -1."""
+    call = kind.pending_call(regs)
+    return call[0] if call and call[1] in (EINTR, ERESTARTNOHAND) and call[0] in _numbers(kind) else -1
+
+
+_known_numbers: dict[str, AbstractSet[int]] = {}
+
+
+def _numbers(kind: Arch) -> AbstractSet[int]:
+    """The numbers of ENDED_BY_ANY_STOP; looked up once, for microseconds count here."""
+    if kind.name not in _known_numbers:
+        _known_numbers[kind.name] = {kind.syscalls[name] for name in ENDED_BY_ANY_STOP if name in kind.syscalls}
+    return _known_numbers[kind.name]
 
 
 def deliverable(thread: FrozenThread) -> bool:

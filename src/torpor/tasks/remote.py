@@ -71,6 +71,8 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
         if mapping.path == "[vdso]":
             wide = process.arch.word == 8
             head = os.pread(process.mem, 64, mapping.start)
+            if len(head) < 64:
+                raise ProcessLookupError(3, f"process {process.pid} is ending: its memory is gone")
             (table,) = struct.unpack_from("=Q" if wide else "=I", head, 40 if wide else 32)
             size, count = struct.unpack_from("=HH", head, 58 if wide else 46)
             start: int = mapping.start + (table + size * count + 15 & ~15)

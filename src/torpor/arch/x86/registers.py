@@ -13,7 +13,7 @@ import errno
 import os
 import struct
 
-from torpor.arch.contract import Room
+from torpor.arch.contract import EINTR, ERESTARTNOHAND, Room
 from torpor.arch.x86 import cpu, xstate
 from torpor.arch.x86.rules import CALL_LIMIT, DR6_AT_REST, DR6_CONDITIONS, Facts, asks_again, faults
 from torpor.arch.x86.state import (
@@ -36,6 +36,7 @@ from torpor.linux import libc, ptrace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from torpor.image.record import Record
 
@@ -50,6 +51,10 @@ _ARCH_SHSTK_STATUS = 0x5005
 
 _DEBUG_AT = 848 if libc.WORD == 8 else 252
 """offsetof(struct user, u_debugreg), sys/user.h: in the layout of the tracer."""
+
+_AX_AT, _ORIG_AX_AT = (80, 120) if libc.WORD == 8 else (24, 44)
+"""offsetof(struct user, regs.rax) and so on."""
+_LOW = 0xFFFFFFFF
 
 _GENERAL_64 = struct.Struct("<27Q")
 _GENERAL_32 = struct.Struct("<17I")
@@ -139,6 +144,14 @@ class X86Registers:
             struct.pack_into("<Q", wide, _CS_64, ON_64.code)
             ptrace.set_regset(tid, NT_PRSTATUS, bytes(wide))
             ptrace.set_regset(tid, NT_PRSTATUS, data)
+
+    def restart_ended(self, tid: int, calls: AbstractSet[int]) -> None:
+        """Where a stop has ended one of `calls` with EINTR, have the kernel restart it as it does pause(2).
+
+        Two words read and one written, in some microseconds: PTRACE_PEEKUSER speaks of the tracer's own struct user.
+        """
+        if _request(_PEEKUSER, tid, _AX_AT, None) & _LOW == -EINTR & _LOW and _request(_PEEKUSER, tid, _ORIG_AX_AT, None) in calls:
+            _request(_POKEUSER, tid, _AX_AT, -ERESTARTNOHAND)
 
     def general_record(self, regs: Mapping[str, int]) -> X86General64 | X86General32:
         """The record of these general registers.
