@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import SRC
 from torpor.linux import procfs, sched
 
 if TYPE_CHECKING:
     from tests.linux.conftest import Child
 
+CAP_SYS_NICE = 23
 Start = Callable[..., "Child"]
 
 
@@ -79,3 +81,42 @@ def test_ioprio(start: Start) -> None:
     assert sched.ioprio_parts(sched.ioprio(child.pid))[0] == sched.IOPRIO_CLASS_IDLE
     with pytest.raises(ProcessLookupError):
         sched.ioprio(2**22 + 1)
+
+
+def test_urgent_is_given_back(start: Start) -> None:
+    """Inside the block the thread runs first, where its user may have that; afterwards everything is as before."""
+    program = """
+sys.path.insert(0, {src!r})
+from torpor.linux import sched
+os.nice(4)
+os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+with sched.Urgent():
+    inside = os.sched_getscheduler(0)
+with sched.Urgent(), sched.Urgent():
+    pass
+say(inside=inside, after=os.sched_getscheduler(0), nice=os.nice(0))
+"""
+    facts = start(program.format(src=str(SRC))).facts
+    may = procfs.status(os.getpid()).cap_effective >> CAP_SYS_NICE & 1
+    assert facts["inside"] == (os.SCHED_FIFO if may else os.SCHED_BATCH)
+    assert (facts["after"], facts["nice"]) == (os.SCHED_BATCH, 4)
+
+
+def test_changes_are_not_swallowed(start: Start) -> None:
+    """The SIGCHLD that wakes torpor may have been about another child, whose parent has a handler for it."""
+    program = """
+sys.path.insert(0, {src!r})
+from torpor.linux.signals import Changes
+seen = []
+signal.signal(signal.SIGCHLD, lambda *_: seen.append(1))
+with Changes() as changes:
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    begin = time.monotonic()
+    changes.wait(10)
+    took = time.monotonic() - begin
+    during = len(seen)
+say(during=during, after=len(seen), woken=took < 5)
+"""
+    assert start(program.format(src=str(SRC))).facts == {"during": 0, "after": 1, "woken": True}

@@ -36,7 +36,8 @@ class Urgent:
         if policy & ~os.SCHED_RESET_ON_FORK in (NORMAL, BATCH, IDLE):
             try:
                 param = os.sched_getparam(0)
-                os.sched_setscheduler(0, FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+                # Its flag stays as it is: an ordinary user could not clear it again (sched(7)).
+                os.sched_setscheduler(0, FIFO | policy & os.SCHED_RESET_ON_FORK, os.sched_param(1))
                 self._before = policy, param
             except PermissionError:
                 pass

@@ -32,8 +32,9 @@ class Changes:
     def __init__(self) -> None:
         self._taken = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Changes:
         self._before = _signal.pthread_sigmask(_signal.SIG_BLOCK, {SIGCHLD})
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._taken and callable(_signal.getsignal(SIGCHLD)):
