@@ -17,7 +17,7 @@ from torpor.image.reader import Image
 from torpor.image.record import Record
 from torpor.linux import clone, procfs
 from torpor.linux import signals as process_signals
-from torpor.objects import files, memory, memory_checks, nodes, plan, processes, signals, tables, threads, timers
+from torpor.objects import files, judge, memory, memory_checks, nodes, plan, processes, signals, tables, threads, timers
 from torpor.objects.files.paths import OpenFile
 from torpor.objects.files.seen import O_PATH
 from torpor.objects.making import Making
@@ -213,16 +213,12 @@ def _machine(image: Image, root: ProcessPlan, cpu: str) -> Iterator[tuple[Obstac
     if image.header.page_size != PAGE:
         reason = f"its pages are of {image.header.page_size} bytes, and here of {PAGE}"
         yield Obstacle(image.name, reason, "restart it on a machine like the one it comes from"), Unsupported
-    used = 0
-    for process in root.family():
-        used |= process.arch.records_of(process.record.components)
-        for thread in process.threads:
-            used |= thread.record.registers
-    headers = image.of(root.arch.header_record)
-    if len(headers) != 1:
-        yield Obstacle(image.name, f"it has {len(headers)} architecture headers", "take another checkpoint"), BadImage
+    try:
+        header = judge.header_of(image)
+    except BadImage as error:
+        yield from ((obstacle, BadImage) for obstacle in error.obstacles)
         return
-    for reason in root.arch.verdict(headers[0], used, cpu):
+    for reason in root.arch.verdict(header, judge.used(image), cpu, root.arch.header()):
         yield Obstacle("processor", reason), Unsupported
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import M32, SEED
+from tests.conftest import M32, ROOT, SEED
 from torpor.arch.x86 import cpu, registers, xstate
 from torpor.arch.x86.cpu import X86Header, guessed_layout, verdict
 from torpor.arch.x86.state import (
@@ -319,3 +319,10 @@ def test_every_feature_can_be_refused_and_accepted() -> None:
         assert all(sentence.startswith(f"{state.feature}: ") for sentence in said)
         if state.feature != "mpx":
             assert verdict(image(""), 1 << state.bit, here=[state.feature]) == []
+
+
+def test_every_mask_bit_is_documented() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    for state in STATES:
+        feature = f"`{state.feature}`" if state.feature else ""
+        assert f"| {state.bit} | `{state.record.__name__}` | {state.title} | {feature} |" in page

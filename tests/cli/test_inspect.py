@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +313,44 @@ def test_an_output_that_takes_nothing(subject: Subject, verb: str) -> None:
     done = torpor(verb, "/nonexistent")
     assert done.returncode == 1
     assert "torpor: /nonexistent: cannot read the image: No such file" in done.stderr
+
+
+# -- another CPU
+
+
+@pytest.fixture
+def cpuinfo(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a copy of this machine's /proc/cpuinfo that lacks one flag ("" for none)."""
+
+    def copy(lacking: str) -> Path:
+        text = Path("/proc/cpuinfo").read_text()
+        lines = [f"{line} ".replace(f" {lacking} ", " ") if line.startswith("flags") else line for line in text.splitlines()]
+        (tmp_path / "cpuinfo").write_text("\n".join(lines))
+        return tmp_path / "cpuinfo"
+
+    return copy
+
+
+def test_another_cpu(subject: Subject, cpuinfo: Callable[[str], Path]) -> None:
+    """The verdict needs nothing but the image and the description, not even the CPU that it is about."""
+    done = torpor("inspect", subject.image, "--cpu", cpuinfo("nothing"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ": can run on " in done.stdout
+    done = torpor("inspect", subject.image, "--cpu", subject.image)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = torpor("inspect", subject.image, "--cpu", cpuinfo("sse"))
+    assert (done.returncode, done.stderr) == (4, "")
+    assert "sse: its SSE registers are in use" in done.stdout
+    assert "--cpu used" not in done.stdout
+    done = torpor("inspect", subject.image, "--cpu", cpuinfo("rdtscp"))
+    assert (done.returncode, done.stderr) == (4, "")
+    assert "rdtscp: offered to the program" in done.stdout
+    assert "--cpu used" in done.stdout
+
+
+@pytest.mark.parametrize(("path", "code"), [("/dev/null", 2), ("/etc/passwd", 2), ("/nonexistent", 1), ("/", 1)])
+def test_no_cpu(subject: Subject, path: str, code: int) -> None:
+    done = torpor("inspect", subject.image, "--cpu", path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("torpor: ")
+    assert "Traceback" not in done.stderr

@@ -150,11 +150,16 @@ class Arch:
         """... and the mask of the register records for which they are needed (R-B5)."""
         return 0
 
-    def verdict(self, header: Record, used: int, cpu_mode: str) -> list[str]:
-        """Why an image with this architecture header, whose threads' masks are `used` together, cannot run here (R-B5).
+    def verdict(self, header: Record, used: int, cpu_mode: str, here: Record) -> list[str]:
+        """Why an image with this architecture header, whose threads' masks are `used` together, cannot run on a CPU (R-B5).
 
-        `cpu_mode`: "same" when the program may use all that its CPU offered, "used" when only what it holds state of.
+        `here`: the architecture header of that CPU. `cpu_mode`: "same" when the program may use all that its own CPU offered,
+        "used" when only what it holds state of. A sentence for each reason; more than was offered is welcome.
         """
+        raise NotImplementedError
+
+    def described(self, cpuinfo: Mapping[str, str]) -> Record:
+        """The architecture header of a CPU of which only these lines of /proc/cpuinfo are known. Raises UsageError."""
         raise NotImplementedError
 
     def signed(self, value: int) -> int:

@@ -16,22 +16,30 @@ are hexadecimal digits, structs are FIELDS again. What belongs together is found
     Thread.register_records     the register records that these bits announce: FIELDS and "class"; not under "records"
 
 The raw data (pages, contents of files) is not shown; "Pages" and "FileData" say where it belongs.
+
+`--cpu FILE` judges instead, offline, whether the program can run on another CPU, and why not (docs/architecture.md, "Which CPU").
 """
 
 from __future__ import annotations
 
 from torpor.cli.arguments import Option, Verb
-from torpor.cli.text import put
+from torpor.cli.text import plain, put
+from torpor.errors import Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from torpor.cli.arguments import Parsed
+    from torpor.image.reader import Image
 
 VERB = Verb(
     "inspect",
     "Show what is in the image FILE (- is standard input): the tree, its threads, memory and descriptors.",
     ["FILE"],
-    [Option("--json", doc="everything, for programs: every record with all of its fields")],
+    [
+        Option("--json", doc="everything, for programs: every record with all of its fields"),
+        Option("--cpu", value="FILE", doc="only whether it can run on another CPU: that of the image FILE, or of a copy of "
+                                          "/proc/cpuinfo; exit 0 if so, 4 if not"),
+    ],
 )
 
 
@@ -41,6 +49,8 @@ def run(arguments: Parsed) -> int:
     from torpor.objects.show import Contents, as_data
 
     with Image.open(arguments.operands[0]) as image:
+        if cpu := arguments.text("cpu"):
+            return judged(image, cpu)
         contents = Contents(image)
         if arguments.switch("json"):
             import json
@@ -51,3 +61,22 @@ def run(arguments: Parsed) -> int:
 
             put("\n".join(picture.lines(contents)))
     return 0
+
+
+def judged(image: Image, cpu: str) -> int:
+    """Say whether the program can run on the CPU that the file `cpu` describes; the exit code."""
+    from torpor.objects import judge
+
+    kind, header, used = judge.kind_of(image), judge.header_of(image), judge.used(image)
+    there = judge.described(cpu, kind)
+    where = plain(getattr(there, "model", "")) or "a CPU without a name"
+    reasons = kind.verdict(header, used, "same", there)
+    if not reasons:
+        put(f"{plain(image.name)}: can run on {where}")
+        return 0
+    put(f"{plain(image.name)}: cannot run on {where}")
+    for reason in reasons:
+        put(f"  {plain(reason)}")
+    if not kind.verdict(header, used, "used", there):
+        put("  what it holds in its registers is no obstacle: with --cpu used it can be restarted there")
+    return Unsupported.exit_code

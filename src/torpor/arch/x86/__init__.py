@@ -15,7 +15,7 @@ from torpor.arch.x86.state import STATE_OF, X86TileData
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torpor.arch.contract import Registers
     from torpor.image.record import Record
@@ -84,10 +84,15 @@ class X86(Arch):
     header = staticmethod(cpu.header)
     header_record = cpu.X86Header
 
-    def verdict(self, header: Record, used: int, cpu_mode: str) -> list[str]:
+    def verdict(self, header: Record, used: int, cpu_mode: str, here: Record) -> list[str]:
         """See Arch.verdict."""
         assert isinstance(header, cpu.X86Header)
-        return cpu.verdict(header, used, here=cpu.offers(), cpu=cpu_mode)
+        assert isinstance(here, cpu.X86Header)
+        return cpu.verdict(header, used, here=here.features.split(), cpu=cpu_mode)
+
+    def described(self, cpuinfo: Mapping[str, str]) -> Record:
+        """See Arch.described."""
+        return cpu.described(cpuinfo)
 
     requestable = TILES
 

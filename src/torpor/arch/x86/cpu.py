@@ -15,13 +15,14 @@ import os
 
 from torpor.arch.x86.state import KNOWN_BITS, STATES
 from torpor.arch.x86.xstate import EXTENDED, FXSAVE_SIZE, Layout
+from torpor.errors import Obstacle, UsageError
 from torpor.image.fields import array, text, u8, u32, u64
 from torpor.image.record import Record
 from torpor.linux import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 class X86Header(Record, type=0x10F0):
@@ -97,7 +98,23 @@ def offers() -> list[str]:
 
 def header() -> X86Header:
     """The architecture header of an image made here."""
-    me = host()
+    return _header(host())
+
+
+def described(cpuinfo: Mapping[str, str]) -> X86Header:
+    """The header that an image made where /proc/cpuinfo has these lines would have, as far as they tell.
+
+    What a newer kernel does not print (`_UNPRINTED`) counts as offered, and a 64-bit CPU as one whose kernel runs 32-bit
+    programs: a restart there looks for itself. Raises UsageError when there are no flags.
+    """
+    flags = frozenset(cpuinfo.get("flags", "").split())
+    if not flags:
+        raise UsageError(Obstacle("processor", "its description is neither an image nor a copy of an x86 machine's /proc/cpuinfo"))
+    layout = guessed_layout(flags, cpuinfo.get("vendor_id", ""), wide="lm" in flags)
+    return _header(Host(flags, cpuinfo.get("model name", ""), _for_programs(flags) | {"ia32", *(row[0] for row in _UNPRINTED)}, layout))
+
+
+def _header(me: Host) -> X86Header:
     last = max(me.layout.places, default=-1)
     return X86Header(
         xcr0=me.layout.xcr0,
@@ -149,7 +166,7 @@ def verdict(header: X86Header, used: int, *, here: Sequence[str], cpu: str = "sa
 def _ask() -> Host:
     fields = _cpuinfo()
     flags = frozenset(fields.get("flags", "").split())
-    names = {flag for flag in flags if flag in PROGRAM_FLAGS or flag.startswith(PROGRAM_PREFIXES)}
+    names = _for_programs(flags)
     wide = libc.WORD == 8 or os.uname().machine == "x86_64"
     cpuid = Cpuid.open()
     if cpuid is None:
@@ -168,6 +185,10 @@ def _ask() -> Host:
     if not wide or os.path.exists("/proc/sys/abi/vsyscall32"):  # CONFIG_IA32_EMULATION makes this file
         names.add("ia32")
     return Host(flags, fields.get("model name", ""), names, layout)
+
+
+def _for_programs(flags: Iterable[str]) -> set[str]:
+    return {flag for flag in flags if flag in PROGRAM_FLAGS or flag.startswith(PROGRAM_PREFIXES)}
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -1,0 +1,76 @@
+"""Whether the program in an image can run on a CPU: this one, or another that is described (R-B5, R-B6).
+
+The image's architecture header says what its CPU *offered*, the masks of its threads what the program *uses*. The CPU in
+question is an architecture header too: this machine's, that of any other image, which says what there was where that one was
+taken, or one made from a copy of another machine's /proc/cpuinfo.
+"""
+
+from __future__ import annotations
+
+import os
+
+from torpor import arch
+from torpor.errors import BadImage, Obstacle, UsageError
+from torpor.image.format import ARCHITECTURES, MAGIC
+from torpor.image.input import failure
+from torpor.image.reader import Image
+from torpor.objects.processes import Process
+from torpor.objects.threads import Thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from torpor.arch.contract import Arch
+    from torpor.image.record import Record
+
+CPUINFO_MAX = 1 << 20
+"""Bytes that are read of a copy of /proc/cpuinfo: its first CPU takes about 2 KiB."""
+
+
+def used(image: Image) -> int:
+    """The union of the register masks of all threads, with what the processes have asked for (R-B5)."""
+    mask = 0
+    for thread in image.of(Thread):
+        mask |= thread.registers
+    for process in image.of(Process):
+        if kind := arch.by_image_id(process.arch):
+            mask |= kind.records_of(process.components)
+    return mask
+
+
+def kind_of(image: Image) -> Arch:
+    """The kind of task of the image's first process. Raises BadImage for one that this version does not know."""
+    kind = arch.by_image_id(image.header.arch)
+    if kind is None:
+        name = ARCHITECTURES.get(image.header.arch, f"number {image.header.arch}")
+        raise BadImage(Obstacle(image.name, f"its architecture, {name}, is not known here", "use a newer torpor"))
+    return kind
+
+
+def header_of(image: Image) -> Record:
+    """The architecture header (R-B2). Raises BadImage unless there is exactly one."""
+    headers = image.of(kind_of(image).header_record)
+    if len(headers) != 1:
+        raise BadImage(Obstacle(image.name, f"it has {len(headers)} architecture headers", "take another checkpoint"))
+    return headers[0]
+
+
+def described(path: str | os.PathLike[str], kind: Arch) -> Record:
+    """The CPU that the file `path`, an image or a copy of /proc/cpuinfo, describes, as tasks of `kind` see it.
+
+    Raises UsageError for a file that is neither, or of another family; BadImage, NoPermission, TorporError.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(CPUINFO_MAX)
+    except OSError as error:
+        raise failure(os.fspath(path), "read the description of the CPU", error) from error
+    if data.startswith(MAGIC):
+        with Image.open(path) as other:
+            header = header_of(other)
+    else:
+        first = data.decode("utf-8", "replace").strip().partition("\n\n")[0]
+        pairs = (line.partition(":") for line in first.splitlines())
+        header = kind.described({key.strip(): value.strip() for key, _, value in pairs})
+    if not isinstance(header, kind.header_record):
+        raise UsageError(Obstacle(os.fspath(path), f"describes a CPU of another family than {kind.name}"))
+    return header
