@@ -111,7 +111,8 @@ def described(cpuinfo: Mapping[str, str]) -> X86Header:
     if not flags:
         raise UsageError(Obstacle("processor", "its description is neither an image nor a copy of an x86 machine's /proc/cpuinfo"))
     layout = guessed_layout(flags, cpuinfo.get("vendor_id", ""), wide="lm" in flags)
-    return _header(Host(flags, cpuinfo.get("model name", ""), _for_programs(flags) | {"ia32", *(row[0] for row in _UNPRINTED)}, layout))
+    names = _for_programs(flags) | {"ia32"} | {row[0] for row in _UNPRINTED}
+    return _header(Host(flags, cpuinfo.get("model name", ""), names, layout))
 
 
 def _header(me: Host) -> X86Header:
