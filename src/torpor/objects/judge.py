@@ -11,8 +11,8 @@ import os
 
 from torpor import arch
 from torpor.errors import BadImage, Obstacle, UsageError
+from torpor.image.failure import failure
 from torpor.image.format import ARCHITECTURES, MAGIC
-from torpor.image.input import failure
 from torpor.image.reader import Image
 from torpor.objects.processes import Process
 from torpor.objects.threads import Thread
