@@ -1,24 +1,14 @@
-"""What all tests share: where torpor is, whether it can be run yet, and how often random things are tried.
-
-TORPOR_TEST_FULL=1 asks for more of everything random; TORPOR_TEST_SEED=N repeats a run's random choices.
-"""
+"""What all tests share: the settings, under the name that most of them know, and whether torpor can be run yet."""
 
 from __future__ import annotations
 
 import os
-import random
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-SRC = ROOT / "src"
-FULL = os.environ.get("TORPOR_TEST_FULL", "") not in ("", "0")
-SEED = int(os.environ.get("TORPOR_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+from tests.settings import FULL, M32, ROOT, SEED, SRC
 
-# What makes gcc build an i386 program. With gcc-12-multilib <asm/...> is found only under its 64-bit name:
-# the link /usr/include/asm belongs to gcc-multilib, which would drive out every cross compiler.
-M32 = ("-m32", "-idirafter", "/usr/include/x86_64-linux-gnu")
+__all__ = ["FULL", "M32", "ROOT", "SEED", "SRC"]
 
 
 def pytest_report_header() -> list[str]:

@@ -13,42 +13,27 @@ import os
 import random
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.calls import program
+from tests.calls.program import ALL_TIMED, ALL_UNTIMED, CANNOT_BE_SAVED, MAY_BE_REFUSED, Outcome, check
+from tests.calls.watch import Watch
 from tests.conftest import FULL, SEED
 from tests.torture.harness import Reaper, Run, compile_program, descendants, is_alive, remove_ipc, status, subreaper, torpor
 
 SECONDS = 2.0 if FULL else 1.2
 EXACT = 0.030  # s, by which the running time may differ
 HELPED = 0.080  # where another process ends the call: its own sleep and its wake-up come on top
-GLIMPSE = 0.04  # s; a process that is being made again may be seen untraced for less than this
 TRIES = 3  # for the time alone: a machine under load may miss it
-CANNOT_BE_SAVED = 4  # torpor's exit code
 
-TIMED = """nanosleep clock_nanosleep_rel clock_nanosleep_abs poll ppoll select pselect6 futex_wait futex_wait_bitset_abs
-    epoll_wait epoll_pwait2 sigtimedwait semtimedop recv_timeout""".split()
-TIMED32 = """clock_nanosleep_rel_time64 clock_nanosleep_abs_time64 ppoll_time64 pselect6_time64 futex_wait_time64
-    futex_wait_bitset_abs_time64 sigtimedwait_time64 nanosleep-vdso poll-vdso pselect6-vdso futex_wait-vdso
-    epoll_wait-vdso""".split()
-UNTIMED = """read_pipe write_pipe poll_forever select_forever epoll_forever futex_forever wait4 waitid pause sigsuspend
-    sigwaitinfo flock_wait fcntl_lock_wait semop msgrcv recv_forever""".split()
-UNTIMED32 = ["read_pipe-vdso"]
-
-# What torpor may still refuse to save (with exit code 4 and a reason): then there is nothing to be seen here.
-MAY_BE_REFUSED = {"semtimedop", "recv_timeout", "semop", "msgrcv", "recv_forever", "flock_wait", "fcntl_lock_wait"}
 # At a stop the kernel writes the rest of their time into the program's memory: they do not count while it stands still.
 REST_IN_MEMORY = {"ppoll", "select", "pselect6"}
 # Sockets count time in ticks of the kernel's clock.
 COARSE = {"recv_timeout": 0.025}
-
-ALL_TIMED = [(64, name) for name in TIMED] + [(32, name) for name in TIMED + TIMED32]
-ALL_UNTIMED = [(64, name) for name in UNTIMED] + [(32, name) for name in UNTIMED + UNTIMED32]
 SOME = {"nanosleep", "clock_nanosleep_abs", "poll", "select", "futex_wait", "epoll_wait", "sigtimedwait", "poll-vdso"}
 TWICE = ALL_TIMED if FULL else [(bits, name) for bits, name in ALL_TIMED if name in SOME and bits == 64]
 # Every call takes its time: without TORPOR_TEST_FULL=1 all of them on 64 bit, and on 32 bit those that differ there.
@@ -72,82 +57,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 def adopted() -> Iterator[None]:
     with subreaper():
         yield
-
-
-@dataclass
-class Outcome:
-    """The line that the program wrote; times in seconds."""
-
-    real_start: float
-    real_end: float
-    monotonic: float
-    result: int
-    error: int
-    result_ok: bool
-    registers_ok: bool
-    changed: str
-
-    def __str__(self) -> str:
-        error = f" {os.strerror(self.error)}" if self.error else ""
-        return f"{self.result}{error}"
-
-
-class Watch:
-    """Looks at /proc until told to stop, and keeps every change between running, traced and gone."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.changes: list[tuple[float, str]] = []
-        self._end = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _look(self) -> str:
-        now = status(self.pid)
-        if not now or now.get("State", "Z")[0] in "ZX":
-            return "gone"
-        return "traced" if now.get("TracerPid", "0") != "0" else "running"
-
-    def _run(self) -> None:
-        before, last = time.time(), ""
-        while not self._end:
-            seen = self._look()
-            now = time.time()
-            if seen != last:
-                self.changes.append(((before + now) / 2, seen))
-                last = seen
-            before = now
-            time.sleep(0.0003)
-
-    def stop(self) -> None:
-        self._end = True
-        self._thread.join()
-
-    def dead(self, until: float) -> float:
-        """Seconds before `until` in which it was gone, from the freeze before to the end of the restart after.
-
-        On its way back the process may be seen untraced for a moment; stops in which it was never gone do not count.
-        """
-        total = start = 0.0
-        was_gone = False
-        for (when, state), (then, _) in zip(self.changes, [*self.changes[1:], (until, "")], strict=True):
-            if when > until:
-                break
-            if state != "running":
-                start = start or when
-                was_gone = was_gone or state == "gone"
-            elif (start and min(then, until) - when > GLIMPSE) or then >= until:
-                total += when - start if was_gone and start else 0.0
-                start, was_gone = 0.0, False
-        return total
-
-    def standstill(self, until: float) -> float:
-        """Seconds before `until` in which it did not run."""
-        total = 0.0
-        for (when, state), (then, _) in zip(self.changes, self.changes[1:], strict=False):
-            if state != "running" and when < until:
-                total += min(then, until) - when
-        return total
 
 
 class Call:
@@ -229,26 +138,10 @@ class Call:
             assert time.monotonic() < end, f"{self.name} does not end: {now}\n{self._history()}"
             assert now[0] not in "gZX" or self.finished(), f"{self.name}: {now} without a result\n{self._history()}"
             time.sleep(0.001)
-        words = self.out.read_text().splitlines()[1].split(maxsplit=9)
-        mono_start, real_start, mono_end, real_end, result, error = (int(word) for word in words[1:7])
-        return Outcome(
-            real_start / 1e9,
-            real_end / 1e9,
-            (mono_end - mono_start) / 1e9,
-            result,
-            error,
-            words[7] == "1",
-            words[8] == "1",
-            words[9],
-        )
+        return program.outcome(self.out.read_text().splitlines()[1])
 
     def _history(self) -> str:
         return "\n".join(map(str, self.runs))
-
-
-def check(name: str, outcome: Outcome) -> None:
-    assert outcome.result_ok, f"{name} gave {outcome}"
-    assert outcome.registers_ok, f"{name}: {outcome.changed} changed over the call"
 
 
 def running_time(name: str, outcome: Outcome, dead: float) -> float:

@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.conftest import M32, ROOT, SEED, SRC
+from tests.settings import M32, ROOT, SEED, SRC
 from tests.torture.heartbeat import Heartbeat, Slot, error_lines
 
 PROGRAMS = ROOT / "tests" / "programs"
