@@ -202,7 +202,7 @@ def smaps(pid: int) -> list[Mapping]:
 
 def _attribute(block: bytes, key: bytes, missing: int) -> int:
     at = block.find(key)
-    return missing if at < 0 else int(block[at + len(key) : block.find(b"\n", at + 1)].removesuffix(b"kB"))
+    return missing if at < 0 else int(block[at + len(key) :].partition(b"\n")[0].removesuffix(b"kB"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
