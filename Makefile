@@ -1,6 +1,7 @@
 # make demo       a computation is checkpointed, killed, restarted: as root and as an ordinary user
 # make test       everything a change must pass: ruff, mypy, pytest
 # make test-full  the same with more of everything that is random
+# make test-machines  the part of the tests that runs on other kernels and processors, under QEMU (one alone: ARGS='-k i386')
 # make lint       ruff and mypy alone
 # make bench      what checkpoints and restarts cost, beside moving the same bytes without torpor
 #
@@ -23,7 +24,7 @@ MACHINE := $(shell uname -m)
 TEST_PACKAGES := python3 python3-venv make gcc libc6-dev binutils perl ruby ffmpeg sqlite3 xz-utils
 ifeq ($(MACHINE),x86_64)
 # gcc-12-multilib and not gcc-multilib: that one conflicts with Debian's cross compilers.
-TEST_PACKAGES += gcc-12-multilib libc6-dev-i386
+TEST_PACKAGES += gcc-12-multilib libc6-dev-i386 qemu-system-x86
 endif
 
 # The interpreter: Debian's own before any other, because tests and demo also run as users who may not enter the home
@@ -59,7 +60,7 @@ old_python() {
 }
 endef
 
-.PHONY: help demo test test-full lint bench pytest packages venv clean
+.PHONY: help demo test test-full test-machines lint bench pytest packages venv clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -80,6 +81,9 @@ test: packages venv lint pytest
 
 test-full: export TORPOR_TEST_FULL := 1
 test-full: test
+
+test-machines: packages venv
+	@.venv/bin/python -m pytest tests/machines $(ARGS)
 
 lint: venv
 	@.venv/bin/ruff check .

@@ -57,14 +57,14 @@ class TortureFailure(AssertionError):
 # ------------------------------------------------------------------------------------------------ building
 
 
-def compile_program(name: str, bits: int, directory: Path) -> Path:
-    """Build tests/programs/NAME*.c with warnings as errors; returns the program."""
+def compile_program(name: str, bits: int, directory: Path, compiler: Sequence[str] = ()) -> Path:
+    """Build tests/programs/NAME*.c with warnings as errors; returns the program. `compiler`: one for another machine."""
     sources = sorted(PROGRAMS.glob(f"{name}.c")) + sorted(PROGRAMS.glob(f"{name}_*.c"))
     out = directory / f"{name}{bits}"
-    words = ["-m64"] if bits == 64 else list(M32)
-    if os.uname().machine != "x86_64":
-        words = []
-    command = ["gcc", *words, "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", str(out)]
+    if not compiler:
+        words = ["-m64"] if bits == 64 else list(M32)
+        compiler = ["gcc", *words] if os.uname().machine == "x86_64" else ["gcc"]
+    command = [*compiler, "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", str(out)]
     done = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} does not build for {bits} bits:\n{done.stderr}")

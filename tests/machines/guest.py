@@ -1,0 +1,247 @@
+"""Runs the cases inside a machine: python3 -m tests.machines.guest.
+
+The job is in /work/job; each result is a line of JSON in /work/results. A group of cases runs in a process of its own with a
+time limit, so that one that hangs or dies takes no other with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.calls import program
+from tests.calls.program import CANNOT_BE_SAVED, MAY_BE_REFUSED
+from tests.calls.watch import Watch
+from tests.machines.cases import grouped
+from tests.machines.programs import compute
+from tests.machines.victim import FIRST, Victim
+from tests.settings import ROOT, SEED
+from tests.torture.harness import Reaper, Torture, descendants, remove_ipc, subreaper, summary, torpor
+
+WORK, HOME = Path("/work"), Path("/tmp/cases")
+PROGRAMS = ROOT / "tests" / "machines" / "programs"
+CALL_SECONDS = 4.0  # s, and as much for each cycle
+EARLY, LATE = 0.1, 4.0  # s; how far a call's running time may be off where QEMU translates
+END_WITHIN = 30.0  # s
+
+Report = Callable[[str, bool, str], None]
+"""Takes the case, whether it is well, and what there is to say."""
+
+
+def check(report: Report, cases: list[str], cycles: int) -> None:
+    """`torpor check` says what this kernel has."""
+    run = torpor(Reaper(), "check")
+    report(cases[0], run.code == 0, "; ".join(" ".join(line.split()) for line in run.output.splitlines()))
+
+
+def python(report: Report, cases: list[str], cycles: int) -> None:
+    """A computation of several threads: every number comes out right."""
+    directory = HOME / "python"
+    victim = Victim([sys.executable, str(HOME / "compute.py"), str(directory)], directory, random.Random(f"{SEED} python"))
+    progress = _size_or_number(directory / "progress")
+    victim.goes_on(progress)
+    for _ in range(cycles):
+        victim.cycle()
+        victim.goes_on(progress)
+    (directory / "stop").touch()
+    victim.ended()
+    threads = [line.split(" ", 2) for line in victim.said.read_text().splitlines()]
+    assert [int(thread) for thread, _, _ in threads] == list(range(compute.THREADS)), victim.evidence()
+    for thread, links, value in threads:
+        right = compute.last_link(int(thread), int(links))
+        assert value == right, f"thread {thread} has after {links} links {value}, and not {right}"
+    report(cases[0], True, f"{victim.times()}; {sum(int(links) for _, links, _ in threads)} numbers in {len(threads)} threads")
+
+
+def _size_or_number(path: Path) -> Callable[[], int]:
+    """The number in a short file, or the length of a long one; 0 while it is not there."""
+
+    def progress() -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_bytes()) if path.stat().st_size == 20 else path.stat().st_size
+        return 0
+
+    return progress
+
+
+def pipeline(report: Report, cases: list[str], cycles: int) -> None:
+    """Four programs of a shell, joined by pipes: no line is lost, none comes twice."""
+    directory = HOME / "pipeline"
+    victim = Victim(["sh", str(HOME / "pipeline.sh"), str(directory)], directory, random.Random(f"{SEED} pipeline"))
+    written = directory / "progress"
+    progress = _size_or_number(written)
+    victim.goes_on(progress)
+    for _ in range(cycles):
+        victim.cycle()
+        victim.goes_on(progress)
+    (directory / "stop").touch()
+    victim.ended()
+    rows = written.read_bytes()
+    lines = rows.splitlines()
+    wrong = next((number for number, line in enumerate(lines, 1) if line != b"row %d" % number), 0)
+    assert not wrong, f"line {wrong} of {len(lines)} is {lines[wrong - 1]!r}"
+    assert victim.said.read_text().split()[:1] == [hashlib.md5(rows).hexdigest()], victim.evidence()
+    report(cases[0], True, f"{victim.times()}; {len(lines)} lines")
+
+
+def torture(report: Report, cases: list[str], cycles: int) -> None:
+    """The program that checks all its own state all the time."""
+    _, bits, threads = cases[0].split("-")
+    rng = random.Random(f"{SEED} {cases[0]}")
+    with Torture(HOME / f"torture{bits}", HOME / cases[0], threads=int(threads), rng=rng) as victim:
+        os.setpriority(os.PRIO_PROCESS, 0, FIRST)
+        victim.verify()
+        report(cases[0], True, summary([victim.cycle() for _ in range(cycles)]))
+
+
+def calls(report: Report, cases: list[str], cycles: int) -> None:
+    """Interrupted calls of one width, each in a process of its own, in one tree."""
+    bits = cases[0].split("-")[1]
+    executable, directory = HOME / f"calls{bits}", HOME / f"calls-{os.getpid()}"
+    by_name = {case.split("-", 2)[2]: case for case in cases}
+    for name in sorted(MAY_BE_REFUSED & by_name.keys()):
+        if reason := _refusal(executable, name, directory):
+            report(by_name.pop(name), True, f"refused: {reason}")
+    seconds = CALL_SECONDS * (1 + cycles)
+    script = "".join(f"{executable} {name} {seconds} {name} &\n" for name in by_name) + "wait\n"
+    victim = Victim(["sh", "-c", script], directory / "run", random.Random(f"{SEED} {cases[0]}"))
+
+    def said(name: str) -> list[str]:
+        return _lines(victim.directory / name)
+
+    victim.wait_for(lambda: all(said(name) for name in by_name), 30, "the beginning of all calls")
+    watch = Watch(victim.pid, every=0.02)
+    for _ in range(cycles):
+        assert not any(len(said(name)) > 1 for name in by_name), f"over before they could be saved: {victim.evidence()}"
+        victim.cycle()
+        watch.pid = victim.pid
+    with contextlib.suppress(AssertionError):  # what does not end has no second line, and is told so below
+        victim.wait_for(lambda: all(len(said(name)) > 1 for name in by_name), seconds + END_WITHIN, "the end of all calls")
+    watch.stop()
+    for name, case in by_name.items():
+        if len(said(name)) < 2:
+            report(case, False, f"it does not end: {victim.evidence()}")
+            continue
+        outcome = program.outcome(said(name)[1])
+        ran = outcome.real_end - outcome.real_start - watch.dead(outcome.real_end)
+        problems = _call_problems(outcome, ran, seconds, sum(run.seconds for run in victim.runs))
+        text = f"{victim.times()}; ran {ran:.2f} s of {seconds:.0f} s, {outcome.monotonic:.2f} s by its own clock, gave {outcome}"
+        report(case, not problems, "; ".join([text, *problems]))
+        remove_ipc(victim.directory / f"{name}.ipc")
+
+
+def _call_problems(outcome: program.Outcome, ran: float, seconds: float, worked: float) -> list[str]:
+    """What is wrong with a call that was asked to last `seconds`; `ran` is seen from outside.
+
+    While torpor saves the tree or makes it again, in `worked` seconds at most, time goes on for what is not yet stopped or
+    already made. The program's own clock goes on then, too: by it a call never ends early.
+    """
+    problems = [] if outcome.result_ok else ["that is not what it gives undisturbed"]
+    if not outcome.registers_ok:
+        problems.append(f"{outcome.changed} changed over the call")
+    if outcome.monotonic < seconds - EARLY or ran < seconds - EARLY - worked:
+        problems.append("it ended too early")
+    if ran > seconds + LATE:
+        problems.append("it ended too late")
+    return problems
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines in a file that is being written."""
+    try:
+        return path.read_text().split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+
+
+def _refusal(executable: Path, name: str, directory: Path) -> str:
+    """What torpor has to say against saving this call; nothing, as a rule."""
+    victim = Victim([str(executable), name, "60", "out"], directory / name, random.Random(0))
+    victim.wait_for(lambda: bool(_lines(victim.directory / "out")), 30, "its beginning")
+    run = torpor(victim.reaper, "check", str(victim.pid))
+    for pid in [victim.pid, *descendants(victim.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    remove_ipc(victim.directory / "out.ipc")
+    assert run.code in (0, CANNOT_BE_SAVED), str(run)
+    return run.output.strip() if run.code else ""
+
+
+KINDS = {"check": check, "python": python, "pipeline": pipeline, "torture": torture, "call": calls}
+
+
+@contextlib.contextmanager
+def results() -> Iterator[Report]:
+    """Where results go, with the seconds since the last one."""
+    last = time.monotonic()
+    with (WORK / "results").open("a") as file:
+
+        def report(case: str, ok: bool, text: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            file.write(json.dumps({"case": case, "ok": ok, "seconds": now - last, "text": text}) + "\n")
+            file.flush()
+            last = now
+
+        yield report
+
+
+def run_group(cases: list[str], cycles: int) -> None:
+    """In a process of its own: what is raised is the failure of all cases that have not been reported."""
+    left = list(cases)
+    with results() as report:
+
+        def take(case: str, ok: bool, text: str) -> None:
+            left.remove(case)
+            report(case, ok, text)
+
+        try:
+            with subreaper():
+                KINDS[cases[0].split("-", 1)[0]](take, cases, cycles)
+        except BaseException:
+            for case in left:
+                report(case, False, traceback.format_exc())
+
+
+def main() -> None:
+    job = json.loads((WORK / "job").read_text())
+    HOME.mkdir()
+    for path in [*PROGRAMS.iterdir(), *(WORK / "programs").iterdir()]:
+        if path.is_file():
+            shutil.copy(path, HOME)
+    with subreaper():
+        for cases in grouped(job["cases"]):
+            print(f"[{time.monotonic():.1f}] {cases[0]}", flush=True)
+            pid = os.fork()
+            if not pid:
+                run_group(cases, job["cycles"])
+                os._exit(0)
+            pidfd = os.pidfd_open(pid)
+            ended = bool(select.select([pidfd], [], [], job["seconds"])[0])
+            os.close(pidfd)
+            for each in descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            if not ended:
+                known = [json.loads(line)["case"] for line in (WORK / "results").read_text().splitlines()]
+                with results() as report:
+                    for case in cases:
+                        if case not in known:
+                            report(case, False, f"not at its end after {job['seconds']:.0f} s")
+    with results() as report:
+        report("end", True, "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Finished machines, kept outside the tree: a second run builds nothing.
+
+They are under $TORPOR_TEST_MACHINES, else $XDG_CACHE_HOME/torpor/machines, else ~/.cache/torpor/machines. A machine is known by
+a hash of its row in the table and of the files of this directory that make it; its packages' versions are those of the day on
+which it was made, and `made-from` beside it names them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.machines import initramfs, packages
+from tests.machines.machines import Machine
+
+HERE = Path(__file__).resolve().parent
+MAKERS = ("packages.py", "initramfs.py", "images.py", "init.py")
+
+
+@dataclass(frozen=True)
+class Image:
+    """What QEMU boots."""
+
+    kernel: Path
+    initramfs: Path
+
+
+def cache() -> Path:
+    """The directory that holds everything that can be used again."""
+    named = os.environ.get("TORPOR_TEST_MACHINES")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torpor" / "machines"
+
+
+def image(machine: Machine) -> Image:
+    """The kernel and the root of `machine`, made if they are not there. Raises FetchFailure, OSError."""
+    key = hashlib.sha256(repr(machine).encode())
+    for name in MAKERS:
+        key.update((HERE / name).read_bytes())
+    directory = cache() / f"{machine.name}-{key.hexdigest()[:16]}"
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs at once one makes it, the other waits
+        if not directory.exists():
+            for old in cache().glob(f"{machine.name}-{'?' * 16}*"):
+                shutil.rmtree(old)
+            part = directory.with_name(f"{directory.name}.part")
+            part.mkdir()
+            _make(machine, part)
+            part.rename(directory)
+    return Image(directory / "kernel", directory / "initramfs")
+
+
+def _make(machine: Machine, directory: Path) -> None:
+    apt = packages.Apt(machine.name, machine.suite, cache() / "apt" / f"{machine.suite}-{machine.name}", cache() / "packages")
+    kernel_package = apt.fetch_kernel(machine.kernel)
+    fetched = apt.fetch(machine.packages)
+    kernel, modules = initramfs.kernel(kernel_package, machine.modules)
+    tree = initramfs.root(fetched)
+    for number, (name, data) in enumerate(modules):  # the numbers are the order in which they can be loaded
+        tree[f"modules/{number:02}-{name}.ko"] = initramfs.Node(stat.S_IFREG | 0o644, data)
+    tree["init"] = initramfs.Node(stat.S_IFREG | 0o755, (HERE / "init.py").read_bytes())
+    (directory / "kernel").write_bytes(kernel)
+    with (directory / "initramfs").open("wb") as file:
+        initramfs.write_cpio(tree, file)
+    (directory / "made-from").write_text("\n".join(file.name for file in [kernel_package, *fetched]) + "\n")

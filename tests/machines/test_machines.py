@@ -1,0 +1,32 @@
+"""torpor on other kernels and processors, under QEMU: every case of every machine.
+
+One machine alone: make test-machines ARGS='-k amd64'. A machine boots once, its cases run in it, and each is reported by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.machines.boot import Booted
+from tests.machines.cases import ALL_WITHIN, names
+from tests.machines.machines import MACHINES
+
+CASES = [(machine, case) for machine, row in MACHINES.items() for case in names(row.compilers)]
+
+pytestmark = [pytest.mark.usefixtures("torpor_runs"), pytest.mark.timeout(ALL_WITHIN + 300)]
+
+
+@pytest.mark.parametrize(("machine", "case"), CASES, ids=["-".join(pair) for pair in CASES])
+def test_case(booted: Callable[[str], Booted], lines: list[str], machine: str, case: str) -> None:
+    ran = booted(machine)
+    outcome = ran.outcomes.get(case)
+    where = f"{machine} ({ran.kernel}, {ran.cpu}, up after {ran.boot_seconds:.1f} s)"
+    result = "no result" if outcome is None else f"{'well' if outcome.ok else 'FAILED'} after {outcome.seconds:.1f} s"
+    lines.append(f"{where} {case}: {result}")
+    assert outcome is not None, ran.failure
+    lines[-1] += f"; {outcome.text.splitlines()[0] if outcome.text else ''}"
+    assert outcome.ok, f"{where}\n{outcome.text}\n{ran.failure}"
+    if outcome.text.startswith("refused: "):
+        pytest.skip(f"{where}: {outcome.text}")

@@ -1,0 +1,77 @@
+"""A program in a machine that is checkpointed, killed and restarted while it goes on counting."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.torture.harness import Reaper, Run, descendants, describe, inner_pid, is_alive, status, torpor
+
+FIRST = -15  # nice, of torpor and this: it does not share one slow processor evenly with all the threads that it is to stop
+PROGRESS_WITHIN = 30.0  # s
+END_WITHIN = 30.0
+
+
+class Victim:
+    """A process tree. `directory` is its own: what it says is in `said` there."""
+
+    def __init__(self, command: Sequence[str], directory: Path, rng: random.Random) -> None:
+        directory.mkdir(parents=True)
+        self.directory, self.said, self.image, self._random = directory, directory / "said", directory / "image", rng
+        self.reaper = Reaper()
+        self.runs: list[Run] = []
+        with self.said.open("wb") as said:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=directory, start_new_session=True
+            )
+        process.returncode = 0  # an ordinary child from here on: after a restart another process has its number
+        self.pid = self._number = process.pid
+        os.setpriority(os.PRIO_PROCESS, 0, FIRST)
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            self.reaper.reap()
+            assert time.monotonic() < end, f"{what} not within {seconds:.0f} s: {self.evidence()}"
+            assert is_alive(self.pid) or condition(), f"it has ended before {what}: {self.evidence()}"
+            time.sleep(0.01)
+
+    def goes_on(self, progress: Callable[[], int]) -> None:
+        before = progress()
+        self.wait_for(lambda: progress() > before, PROGRESS_WITHIN, "progress")
+
+    def cycle(self, wait: float = 0.5) -> None:
+        """At a random instant within `wait` s: checkpoint and kill, wait until all is gone, restart."""
+        time.sleep(self._random.uniform(0, wait))
+        tree = [self.pid, *descendants(self.pid)]
+        self._torpor("checkpoint", str(self.pid), "-o", self.image, "--kill")
+        self.reaper.wait_gone(tree)
+        self._torpor("restart", self.image, "--detach")
+        self.pid = next((pid for pid in descendants(os.getpid()) if inner_pid(pid) == self._number), 0)
+        assert self.pid, f"the restarted process cannot be found: {self.evidence()}"
+        self.image.unlink()
+
+    def _torpor(self, *arguments: str | Path) -> None:
+        run = torpor(self.reaper, *arguments)
+        self.runs.append(run)
+        assert run.code == 0, f"{run}\n{self.evidence()}"
+
+    def ended(self) -> None:
+        self.wait_for(lambda: not is_alive(self.pid), END_WITHIN, "its end")
+
+    def evidence(self) -> str:
+        lines = [str(run) for run in self.runs[-2:]]
+        lines += [describe(pid) for pid in [self.pid, *descendants(self.pid)] if status(pid)]
+        return "\n".join([*lines, f"it has said: {self.said.read_text(errors='replace')[-2000:]}"])
+
+    def times(self) -> str:
+        """How long torpor took, on average."""
+        words = []
+        for verb in ("checkpoint", "restart"):
+            seconds = [run.seconds for run in self.runs if run.arguments[0] == verb]
+            words.append(f"{verb} {sum(seconds) / len(seconds):.2f} s")
+        return f"{len(self.runs) // 2} cycles, {', '.join(words)}"
