@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from torpor.arch.x86.state import KNOWN_BITS, STATES
+from torpor.arch.x86.state import KNOWN_BITS, STATE_OF, STATES, X86Pkru
 from torpor.arch.x86.xstate import EXTENDED, FXSAVE_SIZE, Layout
 from torpor.errors import Obstacle, UsageError
 from torpor.image.fields import array, text, u8, u32, u64
@@ -65,6 +65,9 @@ _UNPRINTED = (
     ("avx_vnni_int8", 7, 1, 3, 4, 2), ("avx_ne_convert", 7, 1, 3, 5, 2), ("amx_complex", 7, 1, 3, 8, 18),
     ("avx_vnni_int16", 7, 1, 3, 10, 2), ("avx10", 7, 1, 3, 19, 7), ("apx", 7, 1, 3, 21, 19),
 )  # fmt: skip
+
+
+PKRU = STATE_OF[X86Pkru].component
 
 
 class Host:
@@ -181,6 +184,10 @@ def _ask() -> Host:
             if (leaf, subleaf) in asked and asked[leaf, subleaf][register] >> bit & 1 and layout.xcr0 >> component & 1:
                 names.add(name)
         cpuid.close()
+    if "ospke" not in flags:
+        # A 32-bit kernel enables the component of a CPU with protection keys and knows nothing of it: no program can
+        # use it, and it is not what a new program has elsewhere.
+        layout.places.pop(PKRU, None)
     if not wide:
         names.discard("lm")
     if not wide or os.path.exists("/proc/sys/abi/vsyscall32"):  # CONFIG_IA32_EMULATION makes this file

@@ -105,7 +105,7 @@ _KNOWN = 3 | sum(1 << part.number for part in EXTENDED)
 
 
 class Layout:
-    """How a CPU lays out the area: its size, the components that XCR0 enables, and offset and size of each.
+    """How a CPU lays out the area: its size, the components that XCR0 enables, and offset and size of those in use.
 
     `wide`: the kernel is a 64-bit one; a 32-bit one saves the pointers of the x87 in another form, and 8 registers of
     16. A CPU without XSAVE has 512 bytes, components 0 and 1, and no header.
@@ -153,7 +153,7 @@ def decode(area: bytes, layout: Layout) -> list[Record]:
             Obstacle("extended registers", f"state component {number} of the CPU is in use, which torpor cannot save")
         )
     for part in EXTENDED:
-        if layout.xcr0 >> part.number & 1:
+        if part.number in layout.places:
             start = layout.places[part.number][0]
             held = part.size if layout.wide else part.narrow
             data = area[start : start + held].ljust(part.size, b"\0") if used >> part.number & 1 else bytes(part.size)
