@@ -8,6 +8,7 @@ from torpor.image.fields import choice, ident, in_range, structs, u32, u64
 from torpor.image.fields import i32 as i32_
 from torpor.image.fields import i64 as i64_
 from torpor.image.record import Record, Struct
+from torpor.linux import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,20 +78,22 @@ def layout_of(signal: int, code: int) -> int:
 
 
 def unpack_siginfo(info: bytes) -> Queued:
-    """A 64-bit siginfo_t of 128 bytes, as a 64-bit tracer gets it."""
+    """A siginfo_t of 128 bytes as ptrace(2) gives it: in the layout of the tracer, whatever the task is."""
     signal, errno, code = struct.unpack_from("=iii", info)
     layout = layout_of(signal, code)
     queued = Queued(signal=signal, layout=layout, errno=errno, code=code)
+    wide = libc.WORD == 8
+    word, at = ("Q", 16) if wide else ("I", 12)
     if layout == FAULT:
-        (queued.value,) = struct.unpack_from("=Q", info, 16)
+        (queued.value,) = struct.unpack_from(f"={word}", info, at)
     elif layout == POLL:
-        queued.value, queued.status = struct.unpack_from("=Qi", info, 16)
+        queued.value, queued.status = struct.unpack_from(f"={word}i", info, at)
     else:
-        queued.pid, queued.uid = struct.unpack_from("=iI", info, 16)
+        queued.pid, queued.uid = struct.unpack_from("=iI", info, at)
         if layout == CHILD:
-            queued.status, queued.utime, queued.stime = struct.unpack_from("=i4xqq", info, 24)
+            queued.status, queued.utime, queued.stime = struct.unpack_from("=i4xqq" if wide else "=iii", info, at + 8)
         elif layout in (TIMER, QUEUE):
-            (queued.value,) = struct.unpack_from("=Q", info, 24)
+            (queued.value,) = struct.unpack_from(f"={word}", info, at + 8)
     return queued
 
 
