@@ -42,6 +42,7 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
         "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 312, "ioprio_get": 290, "ioprio_set": 289,
         "kcmp": 349, "prlimit64": 340, "sched_getattr": 352, "sched_setattr": 351, "rt_sigtimedwait": 177,
         "rt_tgsigqueueinfo": 335, "arch_prctl": 384, "execveat": 358, "timer_create": 259, "timer_delete": 263,
+        "openat": 295,
     },
 }  # fmt: skip
 
@@ -59,7 +60,7 @@ NUMBERS = _own_numbers()
 def call(name: str, *args: Any) -> int:
     """Make the system call `name` (syscall(2)) and return its non-negative result.
 
-    Integers are passed as C longs; ctypes objects and None as they are. Raises OSError with the kernel's errno, and
+    Integers are passed as C longs; ctypes objects, bytes and None as they are. Raises OSError with the kernel's errno, and
     ENOSYS where this machine's number of the call is not known to torpor.
     """
     number = NUMBERS.get(name)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 O_LARGEFILE, O_PATH = 0o100000, 0o10000000
+AT_FDCWD = -100
 
 
 class Making:
@@ -63,9 +64,12 @@ class Making:
     def open(self, path: str, flags: int) -> int:
         """Open `path` as the program had it open; a descriptor of our own. Raises OSError.
 
-        A 64-bit process cannot open without O_LARGEFILE, so what a 32-bit one had open without it is opened by such a one.
+        A 64-bit process cannot open without O_LARGEFILE, so what a 32-bit one had open without it is opened by such a one:
+        ourselves perhaps, but then by the system call, for Python asks for large files.
         """
-        if flags & (O_LARGEFILE | O_PATH) or libc.WORD == 4 or self.narrow is None:
+        if libc.WORD == 4:
+            return libc.call("openat", AT_FDCWD, os.fsencode(path), flags | os.O_CLOEXEC | os.O_NOCTTY, 0)
+        if flags & (O_LARGEFILE | O_PATH) or self.narrow is None:
             return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY)
         return self.narrow(path, flags | os.O_NOCTTY)
 
