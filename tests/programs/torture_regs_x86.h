@@ -195,6 +195,8 @@ static inline void regs_create(struct regs *r, u64 seed)
 		__asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
 		for (unsigned i = 0; i < VECTOR_PARTS; i++)
 			wanted |= 1u << vector_parts[i].bit;
+		if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & 1u << 4)) /* OSPKE: a 32-bit kernel does not keep PKRU */
+			wanted &= ~(1u << 9);
 		r->components[0] = low & wanted;
 		__cpuid_count(0xd, 0, a, b, c, d);
 		r->vector_size = b;
@@ -368,12 +370,15 @@ static inline struct regs_change regs_bases_check(struct regs *r)
 	return regs_same();
 }
 #else
-/* The C library uses the first of the three TLS slots of the GDT (12-14); threads take one of the others by turns. */
+/* The C library uses the first of the three TLS slots of the GDT (12-14, on a 32-bit kernel 6-8); threads take one of the
+ * others by turns. */
 static inline struct user_desc regs_descriptor(const struct regs *r)
 {
 	struct user_desc descriptor;
+	unsigned of_library;
+	__asm__("mov %%gs,%0" : "=r"(of_library));
 	memset(&descriptor, 0, sizeof descriptor);
-	descriptor.entry_number = 13 + ((unsigned)r->block[3] & 1);
+	descriptor.entry_number = ((of_library & 0xffff) >> 3) + 1 + ((unsigned)r->block[3] & 1);
 	descriptor.base_addr = (unsigned)(unsigned long)r->block;
 	descriptor.limit = 0xfffff;
 	descriptor.seg_32bit = 1;
