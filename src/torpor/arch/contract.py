@@ -218,6 +218,14 @@ class Arch:
         """
         raise NotImplementedError
 
+    def sensible(self, number: int, arguments: Sequence[int], read: Callable[[int, int], bytes]) -> bool:
+        """Whether the time limit or deadline that call `number` was given is one that the kernel takes, within a century.
+
+        Where a call comes with 32- and with 64-bit times this tells in which of the two a thread waits: two words of 32
+        bits, read as one, are more than that.
+        """
+        raise NotImplementedError
+
     def shorten(self, number: int, arguments: list[int], left: int, put: Callable[[bytes], int]) -> None:
         """Change the arguments of call `number` so that it waits `left` ns instead of what the program asked for.
 

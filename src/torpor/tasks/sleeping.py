@@ -28,10 +28,7 @@ if TYPE_CHECKING:
     from torpor.tasks.freeze import FrozenThread
     from torpor.tasks.task import Process
 
-NSEC = 1_000_000_000
 SAMPLES = 4
-_PLAUSIBLE = 10 * 365 * 86400 * NSEC
-"""Ten years: what two 32-bit words look like when they are read as one is longer."""
 _NOTE = struct.Struct("=IIQQ")  # thread id in its own namespace, call number, stack pointer, deadline in its own clock
 
 class Nap:
@@ -118,8 +115,7 @@ def _restarted_call(kind: Arch, pid: int, tid: int, arguments: Sequence[int]) ->
     # Where there are two calls of that name, with 64- and 32-bit times, the argument makes sense for one of them only.
     numbers = [kind.syscalls[each] for each in (name, f"{name}_time32") if each in kind.syscalls]
     for number in numbers:
-        asked = kind.asked(number, arguments, lambda address, length: memory.read(pid, address, length))
-        if asked is not None and asked < _PLAUSIBLE:
+        if kind.sensible(number, arguments, lambda address, length: memory.read(pid, address, length)):
             return number
     return numbers[0] if numbers else -1
 

@@ -121,17 +121,31 @@ class X86(Arch):
         if name in _MILLISECONDS:
             milliseconds = arguments[2 if name == "poll" else 3] & 0xFFFFFFFF
             return milliseconds * 1_000_000 if milliseconds < 1 << 31 else None
-        which = _TIME_ARGUMENT.get(name, _RETRIED.get(name))
-        if which is None or self.absolute(name, arguments):
+        if self.absolute(name, arguments) or (limit := self._limit(name, narrow, arguments, read)) is None:
             return None
-        address = arguments[which]
-        if not address:
+        seconds, nanoseconds = limit
+        return min(max(0, seconds * NSEC + nanoseconds), NO_LIMIT)
+
+    def _limit(
+        self, name: str, narrow: bool, arguments: Sequence[int], read: Callable[[int, int], bytes]
+    ) -> tuple[int, int] | None:
+        """(seconds, nanoseconds) that a call was given in a timespec; None where it has none."""
+        which = _TIME_ARGUMENT.get(name, _RETRIED.get(name))
+        if which is None or not arguments[which]:
             return None
         try:
-            seconds, nanoseconds = struct.unpack("<ii" if narrow else "<qq", read(address, 8 if narrow else 16))
+            seconds, nanoseconds = struct.unpack("<ii" if narrow else "<qq", read(arguments[which], 8 if narrow else 16))
         except (OSError, struct.error):
             return None
-        return min(max(0, int(seconds * NSEC + nanoseconds)), NO_LIMIT)
+        return seconds, nanoseconds
+
+    def sensible(self, number: int, arguments: Sequence[int], read: Callable[[int, int], bytes]) -> bool:
+        """See Arch.sensible."""
+        name, narrow = self._name(number)
+        if name in _MILLISECONDS:
+            return True
+        limit = self._limit(name, narrow, arguments, read)
+        return limit is not None and 0 <= limit[0] < 1 << 32 and 0 <= limit[1] < NSEC
 
     def shorten(self, number: int, arguments: list[int], left: int, put: Callable[[bytes], int]) -> None:
         """See Arch.shorten."""
