@@ -21,6 +21,7 @@ from torpor.linux import kcmp, memory, procfs, ptrace
 from torpor.linux.signals import Held
 from torpor.objects import asking, cow, nodes, processes, signals, tables, threads, timers
 from torpor.objects import memory as memory_objects
+from torpor.objects.files import events
 from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
 from torpor.tasks import sleeping
@@ -207,6 +208,7 @@ class _Checkpoint:
                         remote.batch(signals.ask_actions(address, process.arch))
                         data = remote.take(address, 64 * signals.action_size(process.arch))
                         told.actions = signals.read_actions(data, process.arch)
+                        events.find_semaphores(self.descriptors[process.pid], remote)
                     else:
                         (told.threads[thread.tid],) = asking.ask(remote, threads.ask(remote))
                 self.tree.lost_signals += [(process.pid, signal) for signal in remote.suppressed]

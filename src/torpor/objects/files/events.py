@@ -1,7 +1,7 @@
 """Descriptors that count and wait: eventfd(2), epoll(7), timerfd(2), signalfd(2).
 
-/proc/PID/fdinfo tells all of their state. An epoll set remembers the *numbers* under which descriptors were added, so it is
-filled by the task itself, once its descriptors are in their places.
+/proc/PID/fdinfo tells all of their state, but for one thing before 6.5 (`find_semaphores`). An epoll set remembers the *numbers*
+under which descriptors were added, so it is filled by the task itself, once its descriptors are in their places.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torpor.arch.contract import Arch
     from torpor.objects.making import Making
     from torpor.objects.saving import Saving
+    from torpor.tasks.remote import Remote
 
 _NONBLOCK = os.O_NONBLOCK
 NSEC = 1_000_000_000
@@ -129,6 +130,40 @@ def save(seen: Seen, saving: Saving) -> int:
         ticks, clock = int(extra["ticks"][0]), int(extra["clockid"][0])
         return saving.add(TimerFd(id=number, clock=clock, flags=flags, ticks=ticks, left=left, interval=interval))
     return saving.add(SignalFd(id=number, signals=int(extra["sigmask"][0], 16), flags=flags))
+
+
+EVENTFDS_AT_ONCE = 64
+_F_SETFL = 4
+
+
+def find_semaphores(table: Sequence[Seen], remote: Remote) -> None:
+    """Find out which eventfds of a stopped process are semaphores, where its kernel does not say so (before 6.5).
+
+    A semaphore that stands at 2 or more gives 1 to a reader and anything else all it has. One batch of calls of the process
+    itself brings each counter there, reads, and puts back what there was, for either kind: it ends so even if torpor dies.
+    """
+    unsaid = [seen for seen in table if _LINKS.get(seen.link) is EventFd and "eventfd-semaphore" not in seen.info.extra]
+    for first in range(0, len(unsaid), EVENTFDS_AT_ONCE):
+        remote.reset()
+        answers: list[tuple[Seen, int]] = []
+        calls: list[tuple[str | int, ...]] = []
+        for seen in unsaid[first : first + EVENTFDS_AT_ONCE]:
+            count, answer = int(seen.info.extra["eventfd-count"][0], 16), remote.room(8)
+            answers.append((seen, answer))
+            if count >= 2:
+                calls += [("read", seen.fd, answer, 8), ("write", seen.fd, answer, 8)]
+                continue
+            # The second read takes what a semaphore still has, and finds nothing in another: neither may then wait.
+            missing, rest = remote.put((2 - count).to_bytes(8, "little")), remote.room(8)
+            calls += [("fcntl", seen.fd, _F_SETFL, seen.flags | _NONBLOCK), ("write", seen.fd, missing, 8)]
+            calls += [("read", seen.fd, answer, 8), ("read", seen.fd, rest, 8)]
+            if count:
+                calls.append(("write", seen.fd, remote.put(count.to_bytes(8, "little")), 8))
+            calls.append(("fcntl", seen.fd, _F_SETFL, seen.flags))
+        remote.batch(calls)
+        for seen, answer in answers:
+            given = int.from_bytes(remote.take(answer, 8), "little")
+            seen.info.extra["eventfd-semaphore"] = [str(int(given == 1))]
 
 
 def _watched(line: str) -> Watched:
