@@ -154,15 +154,15 @@ def find_semaphores(table: Sequence[Seen], remote: Remote) -> None:
                 calls += [("read", seen.fd, answer, 8), ("write", seen.fd, answer, 8)]
                 continue
             # The second read takes what a semaphore still has, and finds nothing in another: neither may then wait.
-            missing, rest = remote.put((2 - count).to_bytes(8, "little")), remote.room(8)
+            missing, rest = remote.put((2 - count).to_bytes(8, sys.byteorder)), remote.room(8)
             calls += [("fcntl", seen.fd, _F_SETFL, seen.flags | _NONBLOCK), ("write", seen.fd, missing, 8)]
             calls += [("read", seen.fd, answer, 8), ("read", seen.fd, rest, 8)]
             if count:
-                calls.append(("write", seen.fd, remote.put(count.to_bytes(8, "little")), 8))
+                calls.append(("write", seen.fd, remote.put(count.to_bytes(8, sys.byteorder)), 8))
             calls.append(("fcntl", seen.fd, _F_SETFL, seen.flags))
         remote.batch(calls)
         for seen, answer in answers:
-            given = int.from_bytes(remote.take(answer, 8), "little")
+            given = int.from_bytes(remote.take(answer, 8), sys.byteorder)
             seen.info.extra["eventfd-semaphore"] = [str(int(given == 1))]
 
 
