@@ -14,7 +14,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 def adopted() -> Iterator[None]:
     with subreaper():
         yield
+
+
+class TooLate(Exception):
+    """The machine is so busy that the call was over before torpor came to it."""
 
 
 class Call:
@@ -102,6 +106,8 @@ class Call:
         self.runs.append(run)
         if run.code == CANNOT_BE_SAVED and arguments[0] == "checkpoint" and self.name in MAY_BE_REFUSED:
             pytest.skip(f"{self.name}: torpor refuses: {run.output.strip()}")
+        if run.code == 1 and run.output.endswith(": process: it has ended\n"):
+            raise TooLate(f"{self.name} had ended before torpor could stop it: {run.seconds * 1000:.0f} ms")
         assert run.code == 0, f"{self.name}: {run}"
         return run
 
@@ -114,7 +120,8 @@ class Call:
         tree = [self.pid, *descendants(self.pid)]
         self.torpor("checkpoint", str(self.pid), "-o", self.image, "--kill")
         self.reaper.wait_gone(tree)
-        assert not self.finished(), f"{self.name} had ended before it was killed"
+        if self.finished():
+            raise TooLate(f"{self.name} had ended before it was killed")
         time.sleep(dead)
         self.torpor("restart", self.image, "--detach")
         if not is_alive(self.pid) and not self.finished():  # restarted into a pid namespace: another number here
@@ -175,14 +182,26 @@ def judge(tries: Sequence[float], name: str, asked: float, tolerance: float, sto
     raise AssertionError(f"{name}: ran {text} ms longer than {asked} s in {TRIES} tries; allowed: {exact * 1000:.0f} ms")
 
 
+def tried(attempt: Callable[[Path], bool], tmp_path: Path) -> None:
+    """Make the attempt until it succeeds, TRIES times at most."""
+    for number in range(TRIES):
+        try:
+            if attempt(tmp_path / str(number)):
+                return
+        except TooLate as late:
+            print(f"{late}: tried again")
+    raise AssertionError(f"none of {TRIES} tries was on time")
+
+
 @pytest.mark.parametrize(("bits", "name"), ONCE, ids=names(ONCE))
 def test_ends_on_time_after_restart(programs: dict[int, Path], tmp_path: Path, bits: int, name: str) -> None:
     """Checkpointed and killed at a random instant, dead for a while, restarted: it runs as long as was asked."""
     rng = random.Random(f"{SEED} {bits} {name}")
     ran: list[float] = []
-    for number in range(TRIES):
+
+    def attempt(directory: Path) -> bool:
         before = stolen()
-        with Call(programs[bits], name, tmp_path / str(number)) as call:
+        with Call(programs[bits], name, directory) as call:
             time.sleep(rng.uniform(0.05, 0.45 * SECONDS))
             call.kill_and_restart(0.5)
             outcome = call.outcome()
@@ -195,8 +214,9 @@ def test_ends_on_time_after_restart(programs: dict[int, Path], tmp_path: Path, b
             f"{outcome.monotonic:.4f} s), dead {dead:.3f} s, gave {outcome}"
         )
         assert dead > 0.5
-        if judge(ran, name, SECONDS, EXACT, before):
-            break
+        return judge(ran, name, SECONDS, EXACT, before)
+
+    tried(attempt, tmp_path)
 
 
 @pytest.mark.parametrize(("bits", "name"), TWICE, ids=names(TWICE))
@@ -204,9 +224,10 @@ def test_ends_on_time_after_two_checkpoints(programs: dict[int, Path], tmp_path:
     """Two checkpoints that let it go on: nothing is to be seen of them."""
     rng = random.Random(f"{SEED} twice {bits} {name}")
     ran: list[float] = []
-    for number in range(TRIES):
+
+    def attempt(directory: Path) -> bool:
         before = stolen()
-        with Call(programs[bits], name, tmp_path / str(number)) as call:
+        with Call(programs[bits], name, directory) as call:
             for _ in range(2):
                 time.sleep(rng.uniform(0.05, 0.2 * SECONDS))
                 call.checkpoint()
@@ -217,8 +238,9 @@ def test_ends_on_time_after_two_checkpoints(programs: dict[int, Path], tmp_path:
         if name in REST_IN_MEMORY:
             ran[-1] -= call.watch.standstill(outcome.real_end)
         print(f"{name} ({bits} bit): asked {SECONDS} s, took {ran[-1]:.4f} s, gave {outcome}")
-        if judge(ran, name, SECONDS, EXACT, before):
-            break
+        return judge(ran, name, SECONDS, EXACT, before)
+
+    tried(attempt, tmp_path)
 
 
 @pytest.mark.parametrize(("bits", "name"), TWICE, ids=names(TWICE))
@@ -226,9 +248,10 @@ def test_ends_on_time_after_second_stop(programs: dict[int, Path], tmp_path: Pat
     """A checkpoint that lets it go on (the call is now a restart_syscall), then one that kills it, and a restart."""
     rng = random.Random(f"{SEED} second {bits} {name}")
     ran: list[float] = []
-    for number in range(TRIES):
+
+    def attempt(directory: Path) -> bool:
         before = stolen()
-        with Call(programs[bits], name, tmp_path / str(number)) as call:
+        with Call(programs[bits], name, directory) as call:
             time.sleep(rng.uniform(0.05, 0.2 * SECONDS))
             call.checkpoint()
             time.sleep(rng.uniform(0.05, 0.2 * SECONDS))
@@ -239,8 +262,9 @@ def test_ends_on_time_after_second_stop(programs: dict[int, Path], tmp_path: Pat
         check(name, outcome)
         ran.append(running_time(name, outcome, dead))
         print(f"{name} ({bits} bit): asked {SECONDS} s, ran {ran[-1]:.4f} s, dead {dead:.3f} s, gave {outcome}")
-        if judge(ran, name, SECONDS, EXACT, before):
-            break
+        return judge(ran, name, SECONDS, EXACT, before)
+
+    tried(attempt, tmp_path)
 
 
 @pytest.mark.parametrize("times", [1, 2] if FULL else [2])
@@ -252,18 +276,22 @@ def test_goes_on_waiting(programs: dict[int, Path], tmp_path: Path, bits: int, n
     """
     rng = random.Random(f"{SEED} {bits} {name} {times}")
     asked = SECONDS * times
-    with Call(programs[bits], name, tmp_path / "run", asked) as call:
-        for _ in range(times):
-            time.sleep(rng.uniform(0.05, 0.2 * SECONDS))
-            call.kill_and_restart(0.2)
-        outcome = call.outcome()
-        call.watch.stop()
-        dead = call.watch.dead(outcome.real_end)
-    check(name, outcome)
-    ran = outcome.real_end - outcome.real_start - dead
-    print(f"{name} ({bits} bit): ended after {ran:.4f} s of {asked} s, dead {dead:.3f} s, gave {outcome}")
-    assert dead > 0.2 * times
-    assert ran > asked - HELPED
+
+    def attempt(directory: Path) -> bool:
+        with Call(programs[bits], name, directory, asked) as call:
+            for _ in range(times):
+                time.sleep(rng.uniform(0.05, 0.2 * SECONDS))
+                call.kill_and_restart(0.2)
+            outcome = call.outcome()
+            call.watch.stop()
+            dead = call.watch.dead(outcome.real_end)
+        check(name, outcome)
+        ran = outcome.real_end - outcome.real_start - dead
+        print(f"{name} ({bits} bit): ended after {ran:.4f} s of {asked} s, dead {dead:.3f} s, gave {outcome}")
+        assert dead > 0.2 * times
+        return ran > asked - HELPED
+
+    tried(attempt, tmp_path)
 
 
 @pytest.mark.parametrize("bits", [64, 32])
