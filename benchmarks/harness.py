@@ -73,7 +73,7 @@ class Python:
 
     def isolated(self, *words: str) -> list[str]:
         """The same without site-packages and environment: what a console script could do that knows where torpor lies."""
-        return [*self.code(f"import sys; sys.path.insert(0, {str(SRC)!r}); from torpor.cli import main; sys.exit(main())"), *words]
+        return [*self.code(f"import sys; sys.path.insert(0, {str(SRC)!r}); from torpor.cli import command; command()"), *words]
 
     def code(self, text: str, *, isolated: bool = True) -> list[str]:
         """`python3 -c TEXT`."""

@@ -1,6 +1,6 @@
 """`python -m torpor`."""
 
-from torpor.cli import main
+from torpor.cli import command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command()

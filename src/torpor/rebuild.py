@@ -83,6 +83,7 @@ class Rebuilding:
 
     def let_go(self) -> None:
         """Start every thread of the tree."""
+        sched.set_affinity(0, self._processors)  # what we still do is not to be in its way, nor it in ours
         for _, made in self._threads:
             for _, thread in made:
                 ptrace.set_options(thread.tid, 0)

@@ -32,7 +32,7 @@ def checkpoint_self(path: str | os.PathLike[str]) -> int:
     out, into = os.pipe2(os.O_CLOEXEC)
     try:
         here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        code = f"import sys; sys.path.insert(0, {here!r}); from torpor.cli import main; sys.exit(main(sys.argv[1:]))"
+        code = f"import sys; sys.path.insert(0, {here!r}); from torpor.cli import command; command()"
         words = [sys.executable, "-S", "-c", code, "checkpoint", "--self", "-o", os.fspath(path)]
         actions = [(os.POSIX_SPAWN_DUP2, into, 2)]
         helper = os.posix_spawn(sys.executable, words, os.environ, file_actions=actions)
