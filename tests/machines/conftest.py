@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,18 +38,19 @@ def lines(pytestconfig: pytest.Config) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Booted]:
-    """booted(name): its results, from a single boot in which all its selected cases run."""
-    done: dict[str, Booted] = {}
+def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Booted]]:
+    """booted(name): its results, from a single boot in which all its selected cases run.
 
-    def once(name: str) -> Booted:
-        if name not in done:
-            tests = [item for item in request.session.items if isinstance(item, pytest.Function) and "booted" in item.fixturenames]
-            cases = [str(test.callspec.params["case"]) for test in tests if test.callspec.params["machine"] == name]
-            done[name] = _boot(MACHINES[name], cases, tmp_path_factory.mktemp(name))
-        return done[name]
-
-    return once
+    Every machine has one CPU, and as many machines run at a time as there are CPUs here.
+    """
+    wanted: dict[str, list[str]] = {}
+    for test in request.session.items:
+        if isinstance(test, pytest.Function) and "booted" in test.fixturenames:
+            wanted.setdefault(str(test.callspec.params["machine"]), []).append(str(test.callspec.params["case"]))
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    done = {name: pool.submit(_boot, MACHINES[name], cases, tmp_path_factory.mktemp(name)) for name, cases in wanted.items()}
+    yield lambda name: done[name].result()
+    pool.shutdown(cancel_futures=True)
 
 
 def _boot(machine: Machine, cases: list[str], work: Path) -> Booted:

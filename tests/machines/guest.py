@@ -17,12 +17,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.calls import program
 from tests.calls.program import CANNOT_BE_SAVED, MAY_BE_REFUSED
-from tests.calls.watch import Watch
 from tests.machines.cases import grouped
 from tests.machines.programs import compute
 from tests.machines.victim import FIRST, Victim
@@ -31,9 +30,11 @@ from tests.torture.harness import Reaper, Torture, descendants, remove_ipc, subr
 
 WORK, HOME = Path("/work"), Path("/tmp/cases")
 PROGRAMS = ROOT / "tests" / "machines" / "programs"
-CALL_SECONDS = 4.0  # s, and as much for each cycle
-EARLY, LATE = 0.1, 4.0  # s; how far a call's running time may be off where QEMU translates
+CALL_SECONDS = 5.0  # s, and as much for each cycle
+EARLY, LATE = 0.2, 4.0  # s; how far a call's running time may be off where QEMU translates
 END_WITHIN = 30.0  # s
+CALLS_AT_ONCE = 14
+"""A tree of many processes takes so long to stop and to make, where QEMU translates, that their waits would be over."""
 
 Report = Callable[[str, bool, str], None]
 """Takes the case, whether it is well, and what there is to say."""
@@ -105,56 +106,73 @@ def torture(report: Report, cases: list[str], cycles: int) -> None:
         report(cases[0], True, summary([victim.cycle() for _ in range(cycles)]))
 
 
+class Calls:
+    """A few interrupted calls, by name, each in a process of its own, in one tree that has been through all its cycles."""
+
+    def __init__(self, executable: Path, names: Sequence[str], directory: Path, cycles: int) -> None:
+        self.names, self.seconds = names, CALL_SECONDS * (1 + cycles)
+        script = "".join(f"{executable} {name} {self.seconds} {name} &\n" for name in names) + "wait\n"
+        self.victim = Victim(["sh", "-c", script], directory, random.Random(f"{SEED} {names[0]}"))
+        self.victim.wait_for(lambda: all(self.said(name) for name in names), 30, "the beginning of all calls")
+        self.worked = 0.0
+        """Seconds in which torpor saved the tree or made it again; when each process stood still cannot be told from outside."""
+        for _ in range(cycles):
+            assert not any(len(self.said(name)) > 1 for name in names), f"over before it was saved: {self.victim.evidence()}"
+            self.worked += self.victim.cycle()
+
+    def said(self, name: str) -> list[str]:
+        return _lines(self.victim.directory / name)
+
+    def wait(self) -> None:
+        """Until all have ended, or should have."""
+        with contextlib.suppress(AssertionError):  # what does not end has no second line, and `judge` says so
+            end = lambda: all(len(self.said(name)) > 1 for name in self.names)  # noqa: E731
+            self.victim.wait_for(end, self.seconds + END_WITHIN, "the end of all calls")
+
+    def judge(self, name: str) -> tuple[bool, str]:
+        """Whether a call is well, and what there is to say."""
+        remove_ipc(self.victim.directory / f"{name}.ipc")
+        if len(self.said(name)) < 2:
+            return False, f"it does not end: {self.victim.evidence()}"
+        outcome = program.outcome(self.said(name)[1])
+        problems = self._problems(outcome)
+        text = f"{self.victim.times()}; asked {self.seconds:.0f} s, took {outcome.monotonic:.2f} s by its own clock"
+        return not problems, "; ".join([text, f"gave {outcome}", *problems])
+
+    def _problems(self, outcome: program.Outcome) -> list[str]:
+        """What is wrong with a call.
+
+        Its process's clock stands still while it does, but goes on for what is not yet stopped or already made. So by that
+        clock a call never ends early, and late by no more than torpor worked; and the clock keeps to the wall's otherwise.
+        """
+        problems = [] if outcome.result_ok else ["that is not what it gives undisturbed"]
+        if not outcome.registers_ok:
+            problems.append(f"{outcome.changed} changed over the call")
+        if outcome.monotonic < self.seconds - EARLY:
+            problems.append("it ended too early")
+        if outcome.monotonic > self.seconds + self.worked + LATE:
+            problems.append("it ended too late")
+        stood_still = outcome.real_end - outcome.real_start - outcome.monotonic
+        if not -EARLY <= stood_still <= self.worked + EARLY:
+            problems.append(f"its clock stood still for {stood_still:.2f} s, torpor worked for {self.worked:.2f} s")
+        return problems
+
+
 def calls(report: Report, cases: list[str], cycles: int) -> None:
-    """Interrupted calls of one width, each in a process of its own, in one tree."""
+    """Interrupted calls of one width. While those of one tree wait for their ends, the next tree has its cycles."""
     bits = cases[0].split("-")[1]
-    executable, directory = HOME / f"calls{bits}", HOME / f"calls-{os.getpid()}"
+    executable, directory = HOME / f"calls{bits}", HOME / f"calls-{bits}"
     by_name = {case.split("-", 2)[2]: case for case in cases}
     for name in sorted(MAY_BE_REFUSED & by_name.keys()):
         if reason := _refusal(executable, name, directory):
             report(by_name.pop(name), True, f"refused: {reason}")
-    seconds = CALL_SECONDS * (1 + cycles)
-    script = "".join(f"{executable} {name} {seconds} {name} &\n" for name in by_name) + "wait\n"
-    victim = Victim(["sh", "-c", script], directory / "run", random.Random(f"{SEED} {cases[0]}"))
-
-    def said(name: str) -> list[str]:
-        return _lines(victim.directory / name)
-
-    victim.wait_for(lambda: all(said(name) for name in by_name), 30, "the beginning of all calls")
-    watch = Watch(victim.pid, every=0.02)
-    for _ in range(cycles):
-        assert not any(len(said(name)) > 1 for name in by_name), f"over before they could be saved: {victim.evidence()}"
-        victim.cycle()
-        watch.pid = victim.pid
-    with contextlib.suppress(AssertionError):  # what does not end has no second line, and is told so below
-        victim.wait_for(lambda: all(len(said(name)) > 1 for name in by_name), seconds + END_WITHIN, "the end of all calls")
-    watch.stop()
-    for name, case in by_name.items():
-        if len(said(name)) < 2:
-            report(case, False, f"it does not end: {victim.evidence()}")
-            continue
-        outcome = program.outcome(said(name)[1])
-        ran = outcome.real_end - outcome.real_start - watch.dead(outcome.real_end)
-        problems = _call_problems(outcome, ran, seconds, sum(run.seconds for run in victim.runs))
-        text = f"{victim.times()}; ran {ran:.2f} s of {seconds:.0f} s, {outcome.monotonic:.2f} s by its own clock, gave {outcome}"
-        report(case, not problems, "; ".join([text, *problems]))
-        remove_ipc(victim.directory / f"{name}.ipc")
-
-
-def _call_problems(outcome: program.Outcome, ran: float, seconds: float, worked: float) -> list[str]:
-    """What is wrong with a call that was asked to last `seconds`; `ran` is seen from outside.
-
-    While torpor saves the tree or makes it again, in `worked` seconds at most, time goes on for what is not yet stopped or
-    already made. The program's own clock goes on then, too: by it a call never ends early.
-    """
-    problems = [] if outcome.result_ok else ["that is not what it gives undisturbed"]
-    if not outcome.registers_ok:
-        problems.append(f"{outcome.changed} changed over the call")
-    if outcome.monotonic < seconds - EARLY or ran < seconds - EARLY - worked:
-        problems.append("it ended too early")
-    if ran > seconds + LATE:
-        problems.append("it ended too late")
-    return problems
+    names, trees = list(by_name), []
+    for first in range(0, len(names), CALLS_AT_ONCE):
+        trees.append(Calls(executable, names[first : first + CALLS_AT_ONCE], directory / f"from-{first}", cycles))
+    for tree in trees:
+        tree.wait()
+        for name in tree.names:
+            report(by_name[name], *tree.judge(name))
 
 
 def _lines(path: Path) -> list[str]:

@@ -44,9 +44,10 @@ class Victim:
         before = progress()
         self.wait_for(lambda: progress() > before, PROGRESS_WITHIN, "progress")
 
-    def cycle(self, wait: float = 0.5) -> None:
-        """At a random instant within `wait` s: checkpoint and kill, wait until all is gone, restart."""
-        time.sleep(self._random.uniform(0, wait))
+    def cycle(self) -> float:
+        """At a random instant: checkpoint and kill, wait until all is gone, restart. Returns the seconds that took."""
+        time.sleep(self._random.uniform(0, 0.5))
+        start = time.monotonic()
         tree = [self.pid, *descendants(self.pid)]
         self._torpor("checkpoint", str(self.pid), "-o", self.image, "--kill")
         self.reaper.wait_gone(tree)
@@ -54,6 +55,7 @@ class Victim:
         self.pid = next((pid for pid in descendants(os.getpid()) if inner_pid(pid) == self._number), 0)
         assert self.pid, f"the restarted process cannot be found: {self.evidence()}"
         self.image.unlink()
+        return time.monotonic() - start
 
     def _torpor(self, *arguments: str | Path) -> None:
         run = torpor(self.reaper, *arguments)
