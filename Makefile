@@ -24,7 +24,9 @@ MACHINE := $(shell uname -m)
 TEST_PACKAGES := python3 python3-venv make gcc libc6-dev binutils perl ruby ffmpeg sqlite3 xz-utils
 ifeq ($(MACHINE),x86_64)
 # gcc-12-multilib and not gcc-multilib: that one conflicts with Debian's cross compilers.
-TEST_PACKAGES += gcc-12-multilib libc6-dev-i386 qemu-system-x86
+TEST_PACKAGES += gcc-12-multilib libc6-dev-i386
+# What tests/machines boots.
+TEST_PACKAGES += qemu-system-x86 qemu-system-arm qemu-system-ppc qemu-system-misc
 endif
 
 # The interpreter: Debian's own before any other, because tests and demo also run as users who may not enter the home

@@ -47,7 +47,17 @@ def command(machine: Machine, image: Image, work: Path) -> list[str]:
     """QEMU's command line. -no-reboot: a guest ends by restarting, a panic (panic=-1) as well."""
     words = [*machine.qemu, "-m", str(machine.memory), "-kernel", str(image.kernel), "-initrd", str(image.initramfs)]
     words += ["-append", f"console={machine.console} rdinit=/init panic=-1 oops=panic quiet mitigations=off"]
-    words += ["-accel", "tcg", "-no-reboot", "-nodefaults", "-display", "none", "-serial", f"file:{work / 'console'}"]
+    words += [
+        "-accel",
+        "tcg",
+        "-no-reboot",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-chardev",
+        f"file,id=console,path={work / 'console'}",
+    ]
+    words += ["-device", "sclpconsole,chardev=console"] if machine.transport == "ccw" else ["-serial", "chardev:console"]
     for tag, path, more in (("project", ROOT, ",readonly=on"), ("work", work, "")):
         words += ["-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap{more}"]
         words += ["-device", f"virtio-9p-{machine.transport},fsdev={tag},mount_tag={tag}"]

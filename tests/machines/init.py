@@ -30,10 +30,10 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
 
 
 def cpu_model() -> str:
-    """As /proc/cpuinfo calls it; every architecture has a line of its own for that."""
+    """As /proc/cpuinfo calls it; the architectures have lines of their own for that, or none."""
     lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
     known = {key.strip(): value.strip() for key, value in lines.items()}
-    for key in ("model name", "cpu", "processor 0", "uarch", "CPU part"):
+    for key in ("model name", "cpu", "processor 0"):
         if key in known:
             return known[key]
     return platform.machine()

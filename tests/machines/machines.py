@@ -24,7 +24,7 @@ class Machine:
     qemu: tuple[str, ...]
     """QEMU's program, machine and CPU."""
     compilers: dict[int, tuple[str, ...]]
-    """By the width of its programs in bits: the compiler that builds them on an amd64 host."""
+    """By the width of its programs in bits: the compiler that builds them, on an amd64 host."""
     packages: tuple[str, ...] = ROOT_PACKAGES
     modules: tuple[str, ...] = NINE_P
     """Kernel modules to load at the start; those they depend on are found."""
@@ -33,6 +33,8 @@ class Machine:
     """virtio-9p-PCI is the device behind which the shared folders are."""
     memory: int = 1024
     """MiB."""
+    supported: bool = True
+    """Whether torpor runs on it; else only that it boots is tried, so that it is there when an architecture is added."""
 
 
 # -cpu max: all that QEMU can do, AVX2 among it. One CPU each: two of them slow each other down where QEMU translates.
@@ -53,6 +55,62 @@ MACHINES = {
             kernel="linux-image-686-pae",
             qemu=("qemu-system-i386", "-machine", "pc", "-cpu", "max"),
             compilers={32: ("gcc", "-m32", "-idirafter", "/usr/include/x86_64-linux-gnu")},
+        ),
+        Machine(
+            name="arm64",
+            suite="bookworm",
+            kernel="linux-image-arm64",
+            # pauth-impdef: the architecture's own hash of signed pointers takes half of the time when it is translated.
+            qemu=("qemu-system-aarch64", "-machine", "virt", "-cpu", "max,pauth-impdef=on"),
+            compilers={64: ("aarch64-linux-gnu-gcc",)},
+            console="ttyAMA0",
+            supported=False,
+        ),
+        Machine(
+            name="armhf",
+            suite="bookworm",
+            kernel="linux-image-armmp-lpae",
+            qemu=("qemu-system-arm", "-machine", "virt,highmem=off", "-cpu", "cortex-a15"),
+            compilers={32: ("arm-linux-gnueabihf-gcc",)},
+            modules=("virtio_mmio", "virtio_pci", "9pnet_virtio", "9p"),
+            console="ttyAMA0",
+            transport="device",
+            supported=False,
+        ),
+        Machine(
+            name="ppc64el",
+            suite="bookworm",
+            kernel="linux-image-powerpc64le",
+            # x-vof: no firmware to wait for; the others: what TCG cannot do, of which the machine would complain.
+            qemu=(
+                "qemu-system-ppc64",
+                "-machine",
+                "pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off",
+                "-cpu",
+                "power9",
+            ),
+            compilers={64: ("powerpc64le-linux-gnu-gcc",)},
+            console="hvc0",
+            supported=False,
+        ),
+        Machine(
+            name="s390x",
+            suite="bookworm",
+            kernel="linux-image-s390x",
+            qemu=("qemu-system-s390x", "-machine", "s390-ccw-virtio", "-cpu", "max"),
+            compilers={64: ("s390x-linux-gnu-gcc",)},
+            modules=("9pnet_virtio", "9p"),
+            console="ttysclp0",
+            transport="ccw",
+            supported=False,
+        ),
+        Machine(
+            name="riscv64",
+            suite="trixie",
+            kernel="linux-image-riscv64",
+            qemu=("qemu-system-riscv64", "-machine", "virt", "-cpu", "rv64"),
+            compilers={64: ("riscv64-linux-gnu-gcc",)},
+            supported=False,
         ),
     )
 }

@@ -13,7 +13,7 @@ from tests.machines.boot import Booted
 from tests.machines.cases import ALL_WITHIN, names
 from tests.machines.machines import MACHINES
 
-CASES = [(machine, case) for machine, row in MACHINES.items() for case in names(row.compilers)]
+CASES = [(machine, case) for machine, row in MACHINES.items() for case in names(row)]
 
 pytestmark = [pytest.mark.usefixtures("torpor_runs"), pytest.mark.timeout(ALL_WITHIN + 300)]
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.usefixtures("torpor_runs"), pytest.mark.timeout(ALL_WI
 def test_case(booted: Callable[[str], Booted], lines: list[str], machine: str, case: str) -> None:
     ran = booted(machine)
     outcome = ran.outcomes.get(case)
-    where = f"{machine} ({ran.kernel}, {ran.cpu}, up after {ran.boot_seconds:.1f} s)"
+    where = f"{machine} ({ran.kernel}, -cpu {MACHINES[machine].qemu[-1]}: {ran.cpu}, up after {ran.boot_seconds:.1f} s)"
     result = "no result" if outcome is None else f"{'well' if outcome.ok else 'FAILED'} after {outcome.seconds:.1f} s"
     lines.append(f"{where} {case}: {result}")
     assert outcome is not None, ran.failure
