@@ -11,7 +11,7 @@ import pytest
 
 from tests.machines.boot import Booted, boot
 from tests.machines.cases import ALL_WITHIN, CYCLES, GROUP_WITHIN
-from tests.machines.images import image
+from tests.machines.images import image, prebuilt
 from tests.machines.machines import MACHINES, Machine
 from tests.settings import SEED
 from tests.torture.harness import compile_program
@@ -53,6 +53,8 @@ def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def _boot(machine: Machine, cases: list[str], work: Path) -> Booted:
+    if machine.prebuilt and not all(file.exists() for file in prebuilt(machine)):
+        pytest.skip(f"{machine.name}: no prebuilt kernel and root: {' '.join(map(str, prebuilt(machine)))}")
     programs = work / "programs"
     programs.mkdir()
     for bits, compiler in machine.compilers.items() if machine.supported else ():

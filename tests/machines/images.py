@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import lzma
 import os
 import shutil
 import stat
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.machines import initramfs, packages
 from tests.machines.machines import Machine
+from tests.settings import ROOT
 
 HERE = Path(__file__).resolve().parent
 MAKERS = ("packages.py", "initramfs.py", "images.py", "init.py")
@@ -36,9 +39,17 @@ def cache() -> Path:
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torpor" / "machines"
 
 
+def prebuilt(machine: Machine) -> tuple[Path, Path]:
+    """Where the kernel and the root of a machine are that Debian has no packages for: beside the project, if anywhere."""
+    shared = ROOT.parent / "shared" / "machines"
+    return shared / f"{machine.name}-vmlinux.xz", shared / f"{machine.name}-root.tar.xz"
+
+
 def image(machine: Machine) -> Image:
     """The kernel and the root of `machine`, made if they are not there. Raises FetchFailure, OSError."""
     key = hashlib.sha256(repr(machine).encode())
+    if machine.prebuilt:
+        key.update("".join(f"{file.stat().st_size} {file.stat().st_mtime_ns} " for file in prebuilt(machine)).encode())
     for name in MAKERS:
         key.update((HERE / name).read_bytes())
     directory = cache() / f"{machine.name}-{key.hexdigest()[:16]}"
@@ -56,6 +67,17 @@ def image(machine: Machine) -> Image:
 
 
 def _make(machine: Machine, directory: Path) -> None:
+    kernel, tree, made_from = _prebuilt(machine) if machine.prebuilt else _from_packages(machine)
+    tree["init"] = initramfs.Node(stat.S_IFREG | 0o755, (HERE / "init.py").read_bytes())
+    for name, number in (("console", (5, 1)), ("urandom", (1, 9))):  # what Python needs before it has mounted /dev
+        tree[f"dev/{name}"] = initramfs.Node(stat.S_IFCHR | 0o600, device=number)
+    (directory / "kernel").write_bytes(kernel)
+    with (directory / "initramfs").open("wb") as file:
+        initramfs.write_cpio(tree, file)
+    (directory / "made-from").write_text("\n".join(file.name for file in made_from) + "\n")
+
+
+def _from_packages(machine: Machine) -> tuple[bytes, initramfs.Tree, list[Path]]:
     apt = packages.Apt(machine.name, machine.suite, cache() / "apt" / f"{machine.suite}-{machine.name}", cache() / "packages")
     kernel_package = apt.fetch_kernel(machine.kernel)
     fetched = apt.fetch(machine.packages)
@@ -63,8 +85,11 @@ def _make(machine: Machine, directory: Path) -> None:
     tree = initramfs.root(fetched)
     for number, (name, data) in enumerate(modules):  # the numbers are the order in which they can be loaded
         tree[f"modules/{number:02}-{name}.ko"] = initramfs.Node(stat.S_IFREG | 0o644, data)
-    tree["init"] = initramfs.Node(stat.S_IFREG | 0o755, (HERE / "init.py").read_bytes())
-    (directory / "kernel").write_bytes(kernel)
-    with (directory / "initramfs").open("wb") as file:
-        initramfs.write_cpio(tree, file)
-    (directory / "made-from").write_text("\n".join(file.name for file in [kernel_package, *fetched]) + "\n")
+    return kernel, tree, [kernel_package, *fetched]
+
+
+def _prebuilt(machine: Machine) -> tuple[bytes, initramfs.Tree, list[Path]]:
+    kernel, root = prebuilt(machine)
+    with tarfile.open(root) as archive:
+        tree = dict(initramfs.members(archive))
+    return lzma.decompress(kernel.read_bytes()), tree, [kernel, root]

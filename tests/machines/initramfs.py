@@ -31,6 +31,8 @@ class Node:
     mode: int
     data: bytes = b""
     mtime: int = 0
+    device: tuple[int, int] = (0, 0)
+    """Major and minor number."""
 
 
 Tree = dict[str, Node]
@@ -41,22 +43,25 @@ def contents(package: Path) -> Iterator[tuple[str, Node]]:
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-            seen: Tree = {}
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if member.issym():
-                    node = Node(stat.S_IFLNK | 0o777, member.linkname.encode(), int(member.mtime))
-                elif member.islnk():
-                    node = seen[member.linkname.removeprefix("./")]
-                elif member.isfile():
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    node = seen[name] = Node(stat.S_IFREG | member.mode, file.read(), int(member.mtime))
-                else:
-                    continue
-                yield name, node
+            yield from members(archive)
     if process.returncode:
         raise RuntimeError(f"{package}: dpkg-deb failed with {process.returncode}")
+
+
+def members(archive: tarfile.TarFile) -> Iterator[tuple[str, Node]]:
+    """The same of an open tar archive."""
+    seen: Tree = {}
+    for member in archive:
+        name = member.name.removeprefix("./")
+        if member.issym():
+            yield name, Node(stat.S_IFLNK | 0o777, member.linkname.encode(), int(member.mtime))
+        elif member.islnk():
+            yield name, seen[member.linkname.removeprefix("./")]
+        elif member.isfile():
+            file = archive.extractfile(member)
+            assert file is not None
+            seen[name] = Node(stat.S_IFREG | member.mode, file.read(), int(member.mtime))
+            yield name, seen[name]
 
 
 def root(packages: Sequence[Path]) -> Tree:
@@ -122,6 +127,6 @@ def write_cpio(tree: Tree, out: BinaryIO) -> None:
 
 def _write_entry(out: BinaryIO, inode: int, name: str, node: Node) -> None:
     encoded = name.encode() + b"\0"
-    fields = (inode, node.mode, 0, 0, 1, node.mtime, len(node.data), 0, 0, 0, 0, len(encoded), 0)
+    fields = (inode, node.mode, 0, 0, 1, node.mtime, len(node.data), 0, 0, *node.device, len(encoded), 0)
     head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
     out.write(head + bytes(-len(head) % 4) + node.data + bytes(-len(node.data) % 4))

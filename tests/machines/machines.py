@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 ROOT_PACKAGES = ("python3-minimal", "libpython3-stdlib", "busybox-static")
 NINE_P = ("virtio_pci", "9pnet_virtio", "9p")
+# x-vof: no firmware to wait for. The others are what QEMU cannot do without KVM, and would complain of.
+PSERIES = "pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Machine:
     """virtio-9p-PCI is the device behind which the shared folders are."""
     memory: int = 1024
     """MiB."""
+    bare: tuple[str, ...] = ("-nodefaults",)
+    """What keeps QEMU from adding devices that nobody asked for."""
+    prebuilt: bool = False
+    """Kernel and root were built for it, for Debian has the architecture no more (images.py); it has no suite."""
     supported: bool = True
     """Whether torpor runs on it; else only that it boots is tried, so that it is there when an architecture is added."""
 
@@ -81,14 +87,7 @@ MACHINES = {
             name="ppc64el",
             suite="bookworm",
             kernel="linux-image-powerpc64le",
-            # x-vof: no firmware to wait for; the others: what TCG cannot do, of which the machine would complain.
-            qemu=(
-                "qemu-system-ppc64",
-                "-machine",
-                "pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off",
-                "-cpu",
-                "power9",
-            ),
+            qemu=("qemu-system-ppc64", "-machine", PSERIES, "-cpu", "power9"),
             compilers={64: ("powerpc64le-linux-gnu-gcc",)},
             console="hvc0",
             supported=False,
@@ -110,6 +109,27 @@ MACHINES = {
             kernel="linux-image-riscv64",
             qemu=("qemu-system-riscv64", "-machine", "virt", "-cpu", "rv64"),
             compilers={64: ("riscv64-linux-gnu-gcc",)},
+            supported=False,
+        ),
+        Machine(
+            name="ppc64",
+            suite="",
+            kernel="",
+            qemu=("qemu-system-ppc64", "-machine", PSERIES, "-cpu", "power9"),
+            compilers={64: ("powerpc64-linux-gnu-gcc",), 32: ("powerpc-linux-gnu-gcc",)},
+            console="hvc0",
+            prebuilt=True,
+            supported=False,
+        ),
+        Machine(
+            name="ppc32",
+            suite="",
+            kernel="",
+            qemu=("qemu-system-ppc", "-machine", "mac99,via=pmu", "-cpu", "7400"),
+            compilers={32: ("powerpc-linux-gnu-gcc",)},
+            console="ttyPZ0",
+            bare=("-vga", "none", "-net", "none"),  # without the keyboard that it looks for it takes minutes to start
+            prebuilt=True,
             supported=False,
         ),
     )
