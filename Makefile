@@ -84,6 +84,7 @@ test: packages venv lint pytest
 test-full: export TORPOR_TEST_FULL := 1
 test-full: test
 
+test-machines: export TORPOR_TEST_MACHINES := all
 test-machines: packages venv
 	@.venv/bin/python -m pytest tests/machines $(ARGS)
 

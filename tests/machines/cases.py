@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from tests.calls.program import ALL_TIMED, ALL_UNTIMED
 from tests.machines.machines import Machine
 from tests.settings import FULL
 
+ALL = FULL or os.environ.get("TORPOR_TEST_MACHINES") == "all"
+"""Whether those machines are booted too on which torpor does not run yet: make test-machines does."""
 CYCLES = 20 if FULL else 2
 """How often a case is checkpointed, killed and restarted."""
 GROUP_WITHIN = 3600.0 if FULL else 240.0  # s, for cases that are run together

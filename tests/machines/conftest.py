@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.machines.boot import Booted, boot
-from tests.machines.cases import ALL_WITHIN, CYCLES, GROUP_WITHIN
+from tests.machines.cases import ALL, ALL_WITHIN, CYCLES, GROUP_WITHIN
 from tests.machines.images import image, prebuilt
 from tests.machines.machines import MACHINES, Machine
 from tests.settings import SEED
@@ -28,6 +28,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("machines")
         for line in config.stash[LINES]:
             terminalreporter.write_line(line)
+        if not ALL:
+            others = ", ".join(name for name, machine in MACHINES.items() if not machine.supported)
+            terminalreporter.write_line(f"not booted, for torpor does not run there yet (make test-machines does): {others}")
 
 
 @pytest.fixture
