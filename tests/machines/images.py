@@ -1,6 +1,6 @@
 """Finished machines, kept outside the tree: a second run builds nothing.
 
-They are under $TORPOR_TEST_MACHINES, else $XDG_CACHE_HOME/torpor/machines, else ~/.cache/torpor/machines. A machine is known by
+They are under $TORPOR_MACHINES_CACHE, else $XDG_CACHE_HOME/torpor/machines, else ~/.cache/torpor/machines. A machine is known by
 a hash of its row in the table and of the files of this directory that make it; its packages' versions are those of the day on
 which it was made, and `made-from` beside it names them.
 """
@@ -35,8 +35,9 @@ class Image:
 
 def cache() -> Path:
     """The directory that holds everything that can be used again."""
-    named = os.environ.get("TORPOR_TEST_MACHINES")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torpor" / "machines"
+    named = os.environ.get("TORPOR_MACHINES_CACHE")
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torpor" / "machines"
+    return Path(named).resolve() if named else usual  # apt takes a relative path as relative to one of its own
 
 
 def prebuilt(machine: Machine) -> tuple[Path, Path]:
