@@ -231,7 +231,7 @@ class X86_32(X86):
     """A 32-bit task, on a kernel of either width."""
 
     name, image_id, word, elf_machine = "i386", 1, 4, 3
-    user_limit = 0xFFFFE000
+    user_limit = cpu.user_limit_32()
     ip, sp, result, number = "eip", "esp", "eax", "orig_eax"
     arguments = ("ebx", "ecx", "edx", "esi", "edi", "ebp")
     entry_registers = _ENTRY

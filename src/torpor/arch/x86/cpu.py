@@ -18,7 +18,7 @@ from torpor.arch.x86.xstate import EXTENDED, FXSAVE_SIZE, Layout
 from torpor.errors import Obstacle, UsageError
 from torpor.image.fields import array, text, u8, u32, u64
 from torpor.image.record import Record
-from torpor.linux import libc
+from torpor.linux import libc, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,6 +165,17 @@ def verdict(header: X86Header, used: int, *, here: Sequence[str], cpu: str = "sa
             "it may have chosen its code accordingly; restart on such a CPU, or say cpu=used if it uses none of them"
         )
     return refusals
+
+
+def user_limit_32() -> int:
+    """The first address that no 32-bit program can use: a 32-bit kernel keeps a part for itself (CONFIG_VMSPLIT_*).
+
+    Its programs' stacks end at most 8 MiB below, as torpor's own does (arch/x86/mm/mmap.c).
+    """
+    if os.uname().machine == "x86_64":
+        return 0xFFFFE000
+    stack = max(mapping.end for mapping in procfs.maps(os.getpid()) if mapping.path == "[stack]")
+    return min(limit for limit in (0x40000000, 0x78000000, 0x80000000, 0xB0000000, 0xC0000000) if limit >= stack)
 
 
 def _ask() -> Host:
