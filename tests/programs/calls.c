@@ -39,6 +39,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "older_calls.h"
 #include "torture_regs.h"
 
 struct wide { int64_t seconds, nanoseconds; };
@@ -52,7 +53,7 @@ static struct {
 	bool ends_by_alarm;
 	struct wide wide;
 	struct old old, rest;
-	struct { long seconds, microseconds; } timeval;
+	struct two_longs limit;
 	struct { unsigned long mask, size; } sixth;
 	struct pollfd poll;
 	fd_set set;
@@ -139,7 +140,7 @@ static void call_poll(void)
 {
 	make_pipe();
 	call.poll = (struct pollfd){call.pipe[0], POLLIN, 0};
-	set_call(SYS_poll, (long)&call.poll, 1, (long)(call.ns / 1000000), 0, 0, 0, 0);
+	set_call(POLL_ONE(&call.poll, call.ns / 1000000, &call.limit), 0);
 }
 
 static void call_ppoll_with(long number, long limit)
@@ -155,14 +156,7 @@ static void call_select(void)
 {
 	make_pipe();
 	FD_SET(call.pipe[0], &call.set);
-	call.timeval.seconds = (long)(call.ns / 1000000000);
-	call.timeval.microseconds = (long)(call.ns % 1000000000 / 1000);
-#ifdef __i386__
-	const long number = SYS__newselect;
-#else
-	const long number = SYS_select;
-#endif
-	set_call(number, call.pipe[0] + 1, (long)&call.set, 0, 0, (long)&call.timeval, 0, 0);
+	set_call(SELECT(call.pipe[0] + 1, &call.set, (long long)call.ns, &call.limit), 0);
 }
 
 static void call_pselect_with(long number, long limit)
@@ -202,7 +196,7 @@ static void make_epoll(void)
 static void call_epoll_wait(void)
 {
 	make_epoll();
-	set_call(SYS_epoll_wait, call.epoll, (long)call.events, 4, (long)(call.ns / 1000000), 0, 0, 0);
+	set_call(EPOLL_WAIT(call.epoll, call.events, 4, call.ns / 1000000), 0);
 }
 
 static void call_epoll_pwait2(void)
@@ -305,7 +299,7 @@ static void call_poll_forever(void)
 {
 	call_poll();
 	call.helper = write_to_pipe;
-	set_call(SYS_poll, (long)&call.poll, 1, -1, 0, 0, 0, 1);
+	set_call(POLL_ONE(&call.poll, -1, &call.limit), 1);
 }
 
 static void call_select_forever(void)
@@ -320,7 +314,7 @@ static void call_epoll_forever(void)
 {
 	make_epoll();
 	call.helper = write_to_pipe;
-	set_call(SYS_epoll_wait, call.epoll, (long)call.events, 4, -1, 0, 0, 1);
+	set_call(EPOLL_WAIT(call.epoll, call.events, 4, -1), 1);
 }
 
 static void wake_futex(void)
@@ -371,7 +365,7 @@ static void end_by_alarm(void)
 static void call_pause(void)
 {
 	end_by_alarm();
-	set_call(SYS_pause, 0, 0, 0, 0, 0, 0, -EINTR);
+	set_call(PAUSE, -EINTR);
 }
 
 static void call_sigsuspend(void)

@@ -35,6 +35,7 @@ enum regs_group {
 	REGS_SELECTOR,
 	REGS_TLS_BASE,
 	REGS_EXTRA_BASE,
+	REGS_VECTOR,
 };
 
 struct regs_change {
@@ -46,6 +47,8 @@ struct regs_change {
 
 #if defined(__x86_64__) || defined(__i386__)
 #include "torture_regs_x86.h"
+#elif defined(__aarch64__)
+#include "torture_regs_arm64.h"
 #else
 #error "torture_regs: write the header for this architecture"
 #endif

@@ -19,6 +19,7 @@
 #include <sys/time.h>
 #include <sys/wait.h>
 
+#include "older_calls.h"
 #include "torture.h"
 
 /* The kernel's own timespecs: the 64-bit calls and the *_time64 calls of 32 bit use `wide`, the old 32-bit calls `old`. */
@@ -26,10 +27,8 @@ struct wide { int64_t seconds, nanoseconds; };
 struct old { long seconds, nanoseconds; };
 
 #ifdef __i386__
-#define NATIVE_SELECT SYS__newselect
 #define PAIR(name) SYS_##name, SYS_##name##_time64
 #else
-#define NATIVE_SELECT SYS_select
 #define PAIR(name) SYS_##name, SYS_##name
 #endif
 
@@ -176,7 +175,8 @@ static void wait_poll(void)
 {
 	struct pollfd fd = {quiet_pipe[0], POLLIN, 0};
 	const u64 ms = 3 + next_random() % 12, start = monotonic();
-	check_result("poll", held_call(SYS_poll, (long)&fd, 1, (long)ms, 0, 0, 0), 0);
+	struct two_longs limit;
+	check_result("poll", held_call(POLL_ONE(&fd, ms, &limit)), 0);
 	check_length("poll", start, ms * 1000000);
 }
 
@@ -195,17 +195,15 @@ static void wait_ppoll(void)
 
 static void wait_select(void)
 {
-	struct { long seconds, microseconds; } limit;
+	struct two_longs limit;
 	fd_set set;
 	const u64 us = 3000 + next_random() % 12000, start = monotonic();
 	FD_ZERO(&set);
 	FD_SET(quiet_pipe[0], &set);
-	limit.seconds = 0;
-	limit.microseconds = (long)us;
-	check_result("select", held_call(NATIVE_SELECT, quiet_pipe[0] + 1, (long)&set, 0, 0, (long)&limit, 0), 0);
+	check_result("select", held_call(SELECT(quiet_pipe[0] + 1, &set, (long long)us * 1000, &limit)), 0);
 	check_length("select", start, us * 1000);
-	if (limit.seconds || limit.microseconds || FD_ISSET(quiet_pipe[0], &set))
-		fail(WAIT_REST, (u64)limit.microseconds, "select ran to its end, but says that %ld us are left", limit.microseconds);
+	if (limit.seconds || limit.fraction || FD_ISSET(quiet_pipe[0], &set))
+		fail(WAIT_REST, (u64)limit.fraction, "select ran to its end, but says that %ld us or ns are left", limit.fraction);
 }
 
 static void wait_pselect(void)
@@ -252,7 +250,7 @@ static void wait_epoll(void)
 {
 	struct epoll_event events[4];
 	const u64 ms = 3 + next_random() % 12, start = monotonic();
-	check_result("epoll_wait", held_call(SYS_epoll_wait, epoll_quiet, (long)events, 4, (long)ms, 0, 0), 0);
+	check_result("epoll_wait", held_call(EPOLL_WAIT(epoll_quiet, events, 4, ms)), 0);
 	check_length("epoll_wait", start, ms * 1000000);
 }
 
@@ -323,7 +321,7 @@ static void wait_epoll_forever(void)
 	struct epoll_event events[4];
 	u64 got = 0;
 	const u64 expected = ask(ASK_EPOLL);
-	check_result("epoll_wait without end", held_call(SYS_epoll_wait, epoll_asked, (long)events, 4, -1, 0, 0), 1);
+	check_result("epoll_wait without end", held_call(EPOLL_WAIT(epoll_asked, events, 4, -1)), 1);
 	if (events[0].data.u64 != 0x99aabbccddeeff00)
 		fail(WAIT_RESULT, events[0].data.u64, "epoll_wait gave the data of another descriptor");
 	if (read(event_answer, &got, 8) != 8)
@@ -334,9 +332,10 @@ static void wait_epoll_forever(void)
 static void wait_poll_forever(void)
 {
 	struct pollfd fd = {poll_answer[0], POLLIN, 0};
+	struct two_longs limit;
 	u64 got = 0;
 	const u64 expected = ask(ASK_POLL);
-	check_result("poll without end", held_call(SYS_poll, (long)&fd, 1, -1, 0, 0, 0), 1);
+	check_result("poll without end", held_call(POLL_ONE(&fd, -1, &limit)), 1);
 	if (read(poll_answer[0], &got, 8) != 8)
 		fail(FILE_PIPE, (u64)errno, "pipe of the answer: %s", strerror(errno));
 	check_sequence("poll without end", got, expected);
@@ -391,11 +390,12 @@ static void give(int fd, u64 value)
 void waits_partner_step(void)
 {
 	struct pollfd fd = {request[0], POLLIN, 0};
+	struct two_longs limit;
 	struct asked asked[16];
 	struct sembuf up = {0, 1, 0};
 	struct { long type; u64 sequence; } message = {7, 0};
 	quiet_begin();
-	const long ready = held_call(SYS_poll, (long)&fd, 1, 40, 0, 0, 0);
+	const long ready = held_call(POLL_ONE(&fd, 40, &limit));
 	if (ready < 0)
 		check_result("poll of the partner", ready, 0);
 	if (ready > 0) {
@@ -443,7 +443,7 @@ static void until_signal(const char *name, bool suspend)
 	if (!suspend)
 		set_signal_mask(other);
 	const u64 before = self->pauses;
-	const long result = suspend ? held_call(SYS_rt_sigsuspend, (long)&other, 8, 0, 0, 0, 0) : held_call(SYS_pause, 0, 0, 0, 0, 0, 0);
+	const long result = suspend ? held_call(SYS_rt_sigsuspend, (long)&other, 8, 0, 0, 0, 0) : held_call(PAUSE);
 	const u64 after = self->pauses;
 	set_signal_mask(mask);
 	timer_delete(timer);
