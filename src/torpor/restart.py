@@ -11,6 +11,7 @@ import marshal
 import os
 import time
 
+from torpor import arch
 from torpor.errors import BadImage, NoPermission, Obstacle, TorporError, Unsupported, UsageError
 from torpor.image.format import Pages
 from torpor.image.reader import Image
@@ -145,6 +146,10 @@ def _restart(
 
 def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) -> Iterator[tuple[Obstacle, type[TorporError]]]:
     """Every reason why the image cannot be restarted here, with the kind of error it makes. Makes nothing."""
+    for process in root.family():
+        if process.arch not in arch.KINDS:
+            yield _elsewhere(process), Unsupported
+            return  # nor can its registers be judged
     making = Making(image)
     bad = False
     for reason, pid in _faults(image, root, making):
@@ -170,6 +175,15 @@ def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) ->
     programs = [process.mm.exe for process in root.family() if process.alive]
     for obstacle in memory_checks.opened_for_writing(written, programs, making.node):
         yield obstacle, Unsupported
+
+
+def _elsewhere(process: ProcessPlan) -> Obstacle:
+    return Obstacle(
+        "architecture",
+        f"this is a program for {process.arch.name}, and this machine is {os.uname().machine}",
+        "restart it on a machine of that family; `torpor inspect` works everywhere",
+        pid=process.record.pid,
+    )
 
 
 def _faults(image: Image, root: ProcessPlan, making: Making) -> Iterator[tuple[str, int | None]]:
@@ -235,7 +249,7 @@ def _process_faults(process: ProcessPlan, chunks: list[Pages], pids: set[int], m
         yield from timers.faults(process.timers, kind, pids, process.tids)
 
     def after_syscall(address: int) -> bool:
-        return memory_checks.executable(mm, address - 2)
+        return memory_checks.executable(mm, address - len(kind.syscall_instruction[0]))
 
     for thread in process.threads:
         for reason in (

@@ -1,28 +1,70 @@
-"""Processor families. `KINDS` has one `Arch` for each kind of task torpor knows; the rest of torpor asks here."""
+"""Processor families: each is a package with the `KINDS` of task of that family; the rest of torpor asks here.
+
+The family of this machine is imported at the start, the others when an image is of them: imports are the time of a small
+checkpoint.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 
-from torpor.arch import x86
 from torpor.arch.contract import Arch
 from torpor.errors import Obstacle, Unsupported
+from torpor.image.record import LOADERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from torpor.image.record import Record
 
-KINDS: tuple[Arch, ...] = x86.KINDS
+
+class Family:
+    """A processor family: its package, `uname -m` of its machines, its first record type, image numbers of its kinds of task."""
+
+    __slots__ = ("kinds", "machines", "package", "records")
+
+    def __init__(self, package: str, machines: str, records: int, *kinds: int) -> None:
+        self.package, self.machines, self.records, self.kinds = package, machines.split(), records, frozenset(kinds)
+
+    def load(self) -> tuple[Arch, ...]:
+        """Its kinds of task."""
+        kinds: tuple[Arch, ...] = importlib.import_module(f"torpor.arch.{self.package}").KINDS
+        return kinds
+
+
+FAMILIES = (
+    Family("x86", "x86_64 i386 i486 i586 i686", 0x1000, 1, 2),
+)
+ALL = tuple(f"torpor.arch.{family.package}" for family in FAMILIES)
+"""The modules whose records are part of the format."""
+REGISTERS = range(0x1000, 0x2000)
+"""The types of all register records: 256 for each family, the upper ones of them for what belongs to the machine."""
+
+
+def _load(number: int) -> None:
+    for family in FAMILIES:
+        if number in range(family.records, family.records + 256):
+            family.load()
+
+
+LOADERS.append((REGISTERS, _load))
+
+_machine = os.uname().machine
+KINDS: tuple[Arch, ...] = tuple(kind for family in FAMILIES if _machine in family.machines for kind in family.load())
+"""The kinds of task that can run here."""
 
 
 def by_image_id(image_id: int) -> Arch | None:
-    """The kind of task that an image's architecture number means, or None for one this version cannot restart."""
-    return next((kind for kind in KINDS if kind.image_id == image_id), None)
+    """The kind of task that an image's architecture number means, or None for one that this version does not know."""
+    for family in FAMILIES:
+        if image_id in family.kinds:
+            return next(kind for kind in family.load() if kind.image_id == image_id)
+    return None
 
 
 def is_register_record(record: Record) -> bool:
     """Whether `record` holds registers of a thread, of whichever kind."""
-    return any(kind.registers.knows(record) for kind in KINDS)
+    return record.type_number in REGISTERS and record.type_number & 0xFF < 0xF0
 
 
 def of_program(pid: int) -> Arch:
@@ -33,7 +75,7 @@ def of_program(pid: int) -> Arch:
     finally:
         os.close(fd)
     word = {1: 4, 2: 8}.get(head[4] if len(head) == 20 else 0, 0)
-    machine = int.from_bytes(head[18:20], "little")
+    machine = int.from_bytes(head[18:20], "big" if head[5:6] == b"\2" else "little")
     for kind in KINDS:
         if kind.elf_machine == machine and kind.word == word:
             return kind

@@ -21,6 +21,7 @@ from .kinds import Field, Fixed, Ident, Ref, Structs, Variable, pad8
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, ClassVar, Self, dataclass_transform
 
     from .checks import Check
@@ -266,6 +267,8 @@ class Record(Struct):
 # All record classes by type number, and by name, which is how references name them.
 RECORDS: dict[int, type[Record]] = {}
 NAMES: dict[str, type[Record]] = {}
+# Who can import the classes of a range of numbers when they are first needed.
+LOADERS: list[tuple[range, Callable[[int], None]]] = []
 
 
 def register(cls: type[Record]) -> None:
@@ -283,7 +286,13 @@ def class_of(type_word: int) -> type[Record] | None:
 
     Raises Refusal for a must-understand type that is not known, and for a known one with the wrong bit.
     """
-    cls = RECORDS.get(type_word & ~MUST_UNDERSTAND)
+    number = type_word & ~MUST_UNDERSTAND
+    cls = RECORDS.get(number)
+    if cls is None:
+        for numbers, load in LOADERS:
+            if number in numbers:
+                load(number)
+        cls = RECORDS.get(number)
     if cls is None:
         if type_word & MUST_UNDERSTAND:
             raise Refusal("", f"type {type_word & ~MUST_UNDERSTAND:#06x} is not known here, and must be understood")

@@ -160,8 +160,10 @@ def _fits(process: ProcessPlan, image: Image) -> None:
         return
     if not process.threads or process.threads[0].record.tid != process.record.pid:
         raise _bad(image, f"process {process.record.pid} has no first thread")
+    registers = process.arch.registers
     for thread in process.threads:
-        if process.arch.registers.mask(thread.registers) != thread.record.registers or not thread.registers:
+        known = thread.registers and all(map(registers.knows, thread.registers))
+        if not known or registers.mask(thread.registers) != thread.record.registers:
             raise _bad(image, f"the register records of thread {thread.record.tid} are not those that its mask announces")
 
 
