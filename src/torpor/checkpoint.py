@@ -26,7 +26,7 @@ from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
 from torpor.tasks import sleeping
 from torpor.tasks.freeze import FrozenTree, freeze
-from torpor.tasks.remote import Busy, Remote, quiet_signal, work_place
+from torpor.tasks.remote import Busy, Remote, quiet_signal, take_code_away, work_place
 from torpor.tasks.retry import Slots
 
 TYPE_CHECKING = False
@@ -209,12 +209,13 @@ class _Checkpoint:
                         data = remote.take(address, 64 * signals.action_size(process.arch))
                         told.actions = signals.read_actions(data, process.arch)
                         events.find_semaphores(self.descriptors[process.pid], remote)
+                        process.restarting = signals.restarting(told.actions)
                     else:
                         (told.threads[thread.tid],) = asking.ask(remote, threads.ask(remote))
                 self.tree.lost_signals += [(process.pid, signal) for signal in remote.suppressed]
         finally:
             # Every thread has its own registers back: the padding is padding again.
-            os.pwrite(process.mem, bytes(len(process.arch.code)), padding)
+            take_code_away(process, padding)
         sleeping.note(
             process,
             padding,

@@ -25,7 +25,7 @@ from torpor.objects.memory import PAGE
 from torpor.objects.nodes import NAMED
 from torpor.objects.plan import ProcessPlan, pages_of, sessions
 from torpor.tasks import resume, sleeping, spawn
-from torpor.tasks.remote import Remote, find_padding
+from torpor.tasks.remote import Remote, find_padding, take_code_away
 from torpor.tasks.retry import Slots
 from torpor.tasks.spawn import STUB_LENGTH, Stub
 
@@ -449,7 +449,7 @@ class Rebuilding:
         leader = remotes[0]
         leader.prepare()
         leader.cure()
-        os.pwrite(leader.thread.process.mem, bytes(len(leader.arch.code)), leader.code_at)
+        take_code_away(leader.thread.process, leader.code_at)
         # The program's clock goes on from the checkpoint, since just before the first process was made.
         started = self.making.image.header.monotonic + time.monotonic_ns() - self.begun
         waits = [

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
     Registers = dict[str, int]
 
+    Seen = tuple[int, tuple[int, ...], int, int]
+    """A thread in the kernel as /proc shows it: number and arguments of its call, stack pointer, instruction pointer."""
+
     class RegisterSets(Protocol):
         """Reads, validates and writes every register record of a stopped thread."""
 
         def read_general(self, tid: int) -> Registers: ...
         def write_general(self, tid: int, regs: Registers) -> None: ...
-        def restart_ended(self, tid: int, calls: AbstractSet[int]) -> None: ...
+        def restart_ended(self, tid: int, calls: AbstractSet[int], seen: Seen | None) -> None: ...
         def read(self, tid: int) -> list[Record]: ...
         def write(self, tid: int, records: Sequence[Record]) -> None: ...
         def knows(self, record: Record) -> bool: ...
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
         def general_record(self, regs: Registers) -> Record: ...
         def general_dict(self, record: Record) -> Registers: ...
         def room(self, records: Sequence[Record]) -> Room | None: ...
+        def dropped_by_calls(self, tid: int) -> bytes: ...
+        def give_dropped(self, tid: int, dropped: bytes) -> None: ...
         def validate(
             self,
             records: Sequence[Record],
@@ -135,6 +140,10 @@ class Arch:
     header_record: type[Record]
     """... and the class of its record."""
 
+    rewinds = False
+    """Whether the kernel moves the registers of an interrupted call back before the stop, and forgets why (`looked_at`)."""
+    code_behind_segments = False
+    """Whether torpor's code may lie where the vdso's loaded segment ends, over what only a debugger reads (tasks/remote.py)."""
     requestable = 0
     """Register components that a process has only after asking for them, a bit each ..."""
 
@@ -180,6 +189,20 @@ class Arch:
             return None
         return number, error
 
+    def looked_at(self, regs: Registers, seen: Seen | None) -> Registers:
+        """The registers of a stopped thread as `pending_call` and its like take them, where the kernel `rewinds`.
+
+        `seen` is what the thread was in right before it was told to stop; it may have gone on to something else.
+        """
+        return regs
+
+    def handled(self, regs: Registers, restarts: bool, *, again: bool = False) -> Registers:
+        """Where the kernel `rewinds`: the registers of an interrupted call when a signal handler with or without SA_RESTART runs.
+
+        `again`: `regs` issue a call again that had ended with EINTR.
+        """
+        return regs
+
     def again(self, regs: Registers, number: int | None = None) -> Registers:
         """The registers with which the interrupted call (or call `number` instead) is issued again."""
         new = dict(regs)
@@ -204,8 +227,8 @@ class Arch:
         mask = (1 << 8 * self.word) - 1
         return {**regs, **self.entry_registers, self.ip: address, self.number: mask}
 
-    def heal_values(self, regs: Registers) -> dict[str, int]:
-        """The values of the code's variables that bring a task back to `regs` by itself."""
+    def heal_values(self, regs: Registers, tid: int) -> dict[str, int]:
+        """The values of the code's variables that bring the stopped task `tid` back to `regs` by itself."""
         settled = self.settled(regs)
         values = {name: settled[name[2:]] for name in self.code.variables if name[:2] == "r_"}
         values["v_flags"] = settled[self.flags] & self.kept_flags

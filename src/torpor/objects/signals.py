@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SIGKILL, SIGCHLD, SIGSTOP, SIGSEGV, SIGTRAP = 9, 17, 19, 11, 5
 EVERY = (1 << 64) - 1
 COUNT = 64
-SA_FLAGS = 0xFFFF_FFFF
+SA_FLAGS, SA_RESTART, SA_RESTORER = 0xFFFF_FFFF, 0x1000_0000, 0x0400_0000
 
 
 class Action(Struct):
@@ -141,6 +141,11 @@ def read_actions(data: bytes, arch: Arch) -> list[Action]:
     return actions
 
 
+def restarting(actions: Iterable[Action]) -> int:
+    """The signals whose handlers let an interrupted call go on (SA_RESTART), bit n-1 for signal n."""
+    return sum(1 << action.signal - 1 for action in actions if action.flags & SA_RESTART)
+
+
 def tell_actions(
     actions: Iterable[Action], inherited: int, address: int, arch: Arch
 ) -> tuple[list[tuple[str | int, ...]], bytes]:
@@ -168,7 +173,8 @@ def faults(actions: Sequence[Action], user_limit: int) -> Iterator[str]:
     for action in actions:
         if action.signal in (SIGKILL, SIGSTOP) or action.signal <= before:  # kernel/signal.c, do_sigaction()
             yield f"its action for signal {action.signal} is out of order, or for a signal that takes none"
-        if max(action.handler, action.restorer) >= user_limit:
+        # Without the flag nobody looks at it, and C libraries that set no restorer leave anything there.
+        if max(action.handler, action.restorer if action.flags & SA_RESTORER else 0) >= user_limit:
             yield f"the handler of signal {action.signal} is at {action.handler:#x}, outside of user space"
         before = action.signal
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
+    from torpor.arch.contract import Seen
+
 STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP SIGTSTP SIGTTIN SIGTTOU
 
 PATIENCE = 10.0
@@ -45,9 +47,11 @@ class FrozenThread(Thread):
     issued_again: int
     """The number of the call that it was in, if our stop has ended that and `regs` issue it again; else -1."""
 
-    def __init__(self, process: FrozenProcess, tid: int, stopped_by: int) -> None:
-        interrupted.hasten(process.arch, tid)
+    def __init__(self, process: FrozenProcess, tid: int, stopped_by: int, seen: Seen | None) -> None:
+        interrupted.hasten(process.arch, tid, seen)
         registers = process.arch.registers.read_general(tid)
+        if process.arch.rewinds:
+            registers = process.arch.looked_at(registers, seen)
         self.stopped_by, self.issued_again = stopped_by, -1
         self.status = procfs.status(process.pid, tid)
         super().__init__(process, tid, self.status.ns_pid[-1], registers, ptrace.get_signal_mask(tid))
@@ -57,8 +61,10 @@ class FrozenThread(Thread):
 class FrozenProcess(Process):
     """A process whose threads are all stopped, or a zombie (no threads)."""
 
-    __slots__ = ("padding", "parent", "stat", "status", "threads")
+    __slots__ = ("padding", "parent", "restarting", "stat", "status", "threads")
 
+    restarting: int | None
+    """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
     padding: int
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
 
@@ -66,6 +72,7 @@ class FrozenProcess(Process):
         self.status = procfs.status(pid)
         super().__init__(pid, self.status.ns_tgid[-1])
         self.parent = parent
+        self.restarting = None
         self.stat = procfs.stat(pid)
         self.threads: list[FrozenThread] = []
 
@@ -107,6 +114,9 @@ class FrozenTree:
 
     def thaw(self) -> None:
         """Let every task go on as if nothing had been."""
+        for thread in self.threads():
+            if thread.process.arch.rewinds and thread.tid in self._seized:
+                _ignoring_gone(interrupted.release, thread)
         for tid in self._seized:
             # ESRCH: killed meanwhile. A task that never stopped is let go by the kernel when this thread ends.
             _ignoring_gone(ptrace.detach, tid)
@@ -162,10 +172,10 @@ class FrozenTree:
             # One at a time: between the stop of a thread and `interrupted.hasten` lies the one instant at which the death of
             # torpor could show, as EINTR from a call that any stop ends.
             for tid in new:
-                if not self._seize(pid, tid) or (stop := self._stop(pid, tid)) < 0:
+                if not self._seize(pid, tid) or (stop := self._stop(process, tid))[0] < 0:
                     ended.add(tid)
                     continue
-                process.threads.append(FrozenThread(process, tid, stop))
+                process.threads.append(FrozenThread(process, tid, *stop))
         if pid in ended:
             # It was just ending. Now it is a zombie, gone, or, with other threads left, what cannot be saved.
             return self.add(pid, parent)
@@ -195,12 +205,17 @@ class FrozenTree:
         self._seized.add(tid)
         return True
 
-    def _stop(self, pid: int, tid: int) -> int:
-        """Stop a seized thread. Returns the signal of the group-stop it was in already, 0, or -1: it has ended."""
+    def _stop(self, process: FrozenProcess, tid: int) -> tuple[int, Seen | None]:
+        """Stop a seized thread. Returns the signal of the group-stop it was in already, 0, or -1: it has ended.
+
+        And, where the stop hides it, in which call it was seen right before.
+        """
+        pid, seen = process.pid, None
         try:
+            seen = _seen(process, tid)
             ptrace.interrupt(tid)
-        except ProcessLookupError:
-            return -1
+        except (FileNotFoundError, ProcessLookupError):
+            return -1, None
         patience = time.monotonic() + PATIENCE
         while True:
             status = ptrace.wait(tid, block=False)
@@ -210,14 +225,20 @@ class FrozenTree:
                 self.changes.wait(0.001)
             elif not os.WIFSTOPPED(status):
                 self._seized.discard(tid)
-                return -1
+                return -1, None
             elif status >> 16 == ptrace.EVENT_STOP:
                 signal = status >> 8 & 0xFF
-                return signal if signal in STOP_SIGNALS else 0
+                return (signal if signal in STOP_SIGNALS else 0), seen
             else:
                 # A signal was about to be delivered: deliver it, or it is lost. That stop has used our interrupt up: ask again.
                 ptrace.cont(tid, 0 if status >> 16 else status >> 8 & 0xFF)
+                seen = None
                 _ignoring_gone(ptrace.interrupt, tid)
+
+
+def _seen(process: FrozenProcess, tid: int) -> Seen | None:
+    """The call that a thread is in, where that cannot be seen any more when it has stopped."""
+    return procfs.syscall(process.pid, tid) if process.arch.rewinds else None
 
 
 def _stopped(tree: FrozenTree, pid: int, parent: FrozenProcess | None) -> FrozenProcess | None:
@@ -274,7 +295,7 @@ def _freeze(tree: FrozenTree, root: int, absent: Mapping[int, int]) -> FrozenTre
     return tree
 
 
-def _ignoring_gone(function: object, *args: int) -> None:
+def _ignoring_gone(function: object, *args: object) -> None:
     try:
         function(*args)  # type: ignore[operator]
     except ProcessLookupError:

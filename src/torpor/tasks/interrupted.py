@@ -11,14 +11,14 @@ import os
 import struct
 
 from torpor.arch.contract import EINTR, ERESTARTNOHAND
-from torpor.linux import ptrace
+from torpor.linux import procfs, ptrace
 from torpor.tasks.retry import taken_out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from torpor.arch.contract import Arch, Registers
+    from torpor.arch.contract import Arch, Registers, Seen
     from torpor.tasks.freeze import FrozenThread
 
 ENDED_BY_ANY_STOP = frozenset(
@@ -29,13 +29,13 @@ ENDED_BY_ANY_STOP = frozenset(
 """Reads, writes and socket calls are among them when the socket has a timeout (SO_RCVTIMEO, SO_SNDTIMEO)."""
 
 
-def hasten(kind: Arch, tid: int) -> None:
+def hasten(kind: Arch, tid: int, seen: Seen | None) -> None:
     """The first word to a thread that has just stopped: a call that our stop has ended with EINTR is to be restarted.
 
     Until then the death of torpor would show, so nothing else is asked before. It is one register, -ERESTARTNOHAND in place
     of -EINTR, and the kernel does the rest when the thread is let go, by whomever: EINTR if there is a handler to run.
     """
-    kind.registers.restart_ended(tid, _numbers(kind))
+    kind.registers.restart_ended(tid, _numbers(kind), seen)
 
 
 def settle(thread: FrozenThread) -> None:
@@ -70,10 +70,26 @@ def _numbers(kind: Arch) -> AbstractSet[int]:
     return _known_numbers[kind.name]
 
 
-def deliverable(thread: FrozenThread) -> bool:
-    """Whether a signal is waiting that would run a handler in this thread as soon as it goes on."""
+def deliverable(thread: FrozenThread) -> int:
+    """The waiting signals that would run a handler in this thread as soon as it goes on, bit n-1 for signal n."""
     status = thread.status
-    return bool((status.pending | status.shd_pending) & ~thread.mask & status.caught)
+    return (status.pending | status.shd_pending) & ~thread.mask & status.caught
+
+
+def release(thread: FrozenThread) -> None:
+    """The last word to a thread whose kernel `rewinds`: where a handler is to run now, its interrupted call ends as it would have.
+
+    The kernel has decided that when it stopped the thread, and forgets it when torpor has calls made.
+    """
+    kind, restarting = thread.process.arch, thread.process.restarting
+    if restarting is None or (thread.issued_again < 0 and kind.pending_call(thread.regs) is None):
+        return
+    thread.status = procfs.status(thread.process.pid, thread.tid)
+    if first := deliverable(thread):
+        first &= -first
+        kind.registers.write_general(
+            thread.tid, kind.handled(thread.regs, bool(first & restarting), again=thread.issued_again >= 0)
+        )
 
 
 def _abort_sequence(thread: FrozenThread) -> None:

@@ -13,6 +13,7 @@ Verbs in life order: `infect`, `batch` (or `call`), `cure`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 
@@ -78,11 +79,47 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
             start: int = mapping.start + (table + size * count + 15 & ~15)
             if start + len(process.arch.code) <= mapping.end:
                 return start
+            if process.arch.code_behind_segments:
+                start = mapping.start + (_loaded(process, mapping.start, head) + 15 & ~15)
+                if start + len(process.arch.code) <= mapping.end:
+                    return start
             raise Unsupported(Obstacle("vdso", "there is no room behind its section headers", pid=process.pid))
     raise Unsupported(
         Obstacle("vdso", "the process has none", "start it without removing the vdso (vdso=0 on the kernel's command line)",
                  pid=process.pid)
     )  # fmt: skip
+
+
+def _loaded(process: Process, start: int, head: bytes) -> int:
+    """Where the loaded segments of the vdso at `start` end, whose 64-bit ELF header is `head` (elf(5))."""
+    (table,) = struct.unpack_from("=Q", head, 32)
+    size, count = struct.unpack_from("=HH", head, 54)
+    end = 64
+    for at in range(start + table, start + table + size * count, size):
+        kind, offset, length = struct.unpack("=I4xQ16xQ", os.pread(process.mem, 40, at))
+        if kind == 1:  # PT_LOAD
+            end = max(end, offset + length)
+    return end
+
+
+def take_code_away(process: Process, padding: int) -> None:
+    """Make padding of what torpor's code lay in, when all threads have their own registers back."""
+    length = len(process.arch.code)
+    os.pwrite(process.mem, _former(process, padding, length) if process.arch.code_behind_segments else bytes(length), padding)
+
+
+def _former(process: Process, padding: int, length: int) -> bytes:
+    """What the kernel had put where torpor's code lies: torpor's own vdso is like the task's, or else it was for debuggers only."""
+    own = next((mapping for mapping in procfs.maps(os.getpid()) if mapping.path == "[vdso]"), None)
+    if own is not None:
+        there = ctypes.string_at(own.start, own.end - own.start)
+        start = padding & -4096
+        while start > 0 and padding - start < len(there):
+            head = os.pread(process.mem, 64, start)
+            if head == there[:64]:
+                return there[padding - start : padding - start + length].ljust(length, b"\0")
+            start -= 4096
+    return bytes(length)
 
 
 def find_hole(mappings: Sequence[Mapping], length: int, limit: int) -> int:
@@ -136,6 +173,7 @@ class Remote:
         self.born: list[int] = []
         """Tasks that a call of this thread has made; stopped, and traced by us."""
         self._base = dict(thread.regs)
+        self._dropped = b""
         self._used = 0
         self._waiting: list[tuple[int, bytes]] = []
 
@@ -154,7 +192,7 @@ class Remote:
             return
         self.thread.process.lent_to = self
         a, thread = self.arch, self.thread
-        values = a.heal_values(thread.regs) | {
+        values = a.heal_values(thread.regs, thread.tid) | {
             "v_work": self.work_at,
             "v_length": WORK_LENGTH,
             "v_tgid": thread.process.own_pid,
@@ -171,6 +209,7 @@ class Remote:
     def infect(self) -> None:
         """Let the thread map its work area. From here on it would heal by itself."""
         self.prepare()
+        self._keep()
         enter_phase(INJECTING)
         if not self.mapped:
             self._enter("entry")
@@ -195,12 +234,19 @@ class Remote:
     def cure(self) -> None:
         """Unmap the work area and give the thread its mask and registers back, its interrupted call included."""
         if self.mapped:
+            self._keep()
             self._enter("finish")
             self.mapped = False
         self._give_back()
 
+    def _keep(self) -> None:
+        """Remember the registers that do not survive our calls; what they were before the first of them counts."""
+        self._dropped = self._dropped or self.arch.registers.dropped_by_calls(self.thread.tid)
+
     def _give_back(self) -> None:
         """Mask first, then the registers: with these the thread is itself again, and needs no healing any more."""
+        if self._dropped:
+            self.arch.registers.give_dropped(self.thread.tid, self._dropped)
         ptrace.set_signal_mask(self.thread.tid, self.thread.mask)
         self.arch.registers.write_general(self.thread.tid, self.thread.regs)
         enter_phase(INJECTED)

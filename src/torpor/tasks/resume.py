@@ -51,7 +51,10 @@ def _interrupted_call(remote: Remote, call: tuple[int, ...]) -> int:
     ptrace.interrupt(tid)
     ptrace.cont(tid)
     _await(tid, 0)
-    return remote.arch.signed(remote.arch.registers.read_general(tid)[remote.arch.result])
+    arch, regs = remote.arch, remote.arch.registers.read_general(tid)
+    if arch.rewinds and regs[arch.ip] == remote.code_at + arch.code.symbols["call"]:
+        return -ERESTART_RESTARTBLOCK  # it is to be made again
+    return arch.signed(regs[arch.result])
 
 
 def _await(tid: int, signal: int) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from torpor.arch.contract import Seen
     from torpor.image.record import Record
 
 # elf.h
@@ -145,7 +146,7 @@ class X86Registers:
             ptrace.set_regset(tid, NT_PRSTATUS, bytes(wide))
             ptrace.set_regset(tid, NT_PRSTATUS, data)
 
-    def restart_ended(self, tid: int, calls: AbstractSet[int]) -> None:
+    def restart_ended(self, tid: int, calls: AbstractSet[int], seen: Seen | None) -> None:
         """Where a stop has ended one of `calls` with EINTR, have the kernel restart it as it does pause(2).
 
         Two words read and one written, in some microseconds: PTRACE_PEEKUSER speaks of the tracer's own struct user.
@@ -241,6 +242,13 @@ class X86Registers:
             return None
         a, d, di = ("rax", "rdx", "rdi") if self.word == 8 else ("eax", "edx", "edi")
         return Room(XRSTOR, xstate.encode(tiles, cpu.host().layout), di, {a: TILES, d: 0})
+
+    def dropped_by_calls(self, tid: int) -> bytes:
+        """Nothing: a system call keeps all registers but those that it is said to change."""
+        return b""
+
+    def give_dropped(self, tid: int, dropped: bytes) -> None:
+        """See `dropped_by_calls`."""
 
     def validate(
         self,
