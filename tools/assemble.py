@@ -1,28 +1,47 @@
 """Assembles arch/*/code*.S into arch/*/code.py: bytes, symbols and relocations, so that torpor itself needs no assembler.
 
-Run it after a change of a source; tests/arch/test_code.py does the same and compares. Needs GNU as and binutils.
+Run it after a change of a source; tests/arch/test_code.py does the same and compares. Needs GNU binutils of each family, whose
+names begin with its triplet (aarch64-linux-gnu-as) where this machine is of another.
 """
 
 from __future__ import annotations
 
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ARCH = Path(__file__).resolve().parent.parent / "src" / "torpor" / "arch"
-SOURCES = {"x86": {"CODE_64": ("code64.S", ["as", "--64"]), "CODE_32": ("code32.S", ["as", "--32"])}}
+SOURCES: dict[str, dict[str, tuple[str, list[str]]]] = {
+    "x86": {"CODE_64": ("code64.S", ["--64"]), "CODE_32": ("code32.S", ["--32"])},
+    "arm64": {"CODE_64": ("code64.S", [])},
+}
+TRIPLETS = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 
 
-def assemble(source: Path, command: list[str]) -> tuple[bytes, dict[str, int], list[tuple[int, str]]]:
+def tool(family: str, name: str) -> str | None:
+    """The binutils program `name` for a family, or None where it is not installed."""
+    triplet = TRIPLETS[family]
+    return shutil.which(f"{triplet}-{name}") or (shutil.which(name) if triplet.startswith(platform.machine()) else None)
+
+
+def assemble(family: str, source: Path, options: list[str]) -> tuple[bytes, dict[str, int], list[tuple[int, str]]]:
     """The bytes of the source's text section, its symbols' offsets, and (offset, base) of each 32-bit absolute address."""
+
+    def run(name: str, *words: str) -> str:
+        program = tool(family, name)
+        if program is None:
+            raise FileNotFoundError(2, f"no {name} for {TRIPLETS[family]} here")
+        return subprocess.run([program, *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+
     with tempfile.TemporaryDirectory() as scratch:
         obj, raw = f"{scratch}/code.o", f"{scratch}/code.bin"
-        subprocess.run([*command, "-o", obj, str(source)], check=True)
-        subprocess.run(["objcopy", "-O", "binary", "-j", ".text", obj, raw], check=True)
-        names = subprocess.run(["nm", obj], check=True, capture_output=True, text=True).stdout
-        relocations = subprocess.run(["objdump", "-r", obj], check=True, capture_output=True, text=True).stdout
+        run("as", *options, "-o", obj, str(source))
+        run("objcopy", "-O", "binary", "-j", ".text", obj, raw)
+        names, relocations = run("nm", obj), run("objdump", "-r", obj)
         code = Path(raw).read_bytes()
     symbols = {m[2]: int(m[1], 16) for m in re.finditer(r"^([0-9a-f]+) \w (\w+)$", names, re.M)}
     fixups = []
@@ -39,8 +58,8 @@ def render(family: str) -> str:
         "",
         "from torpor.arch.contract import Code",
     ]
-    for name, (source, command) in SOURCES[family].items():
-        code, symbols, fixups = assemble(ARCH / family / source, command)
+    for name, (source, options) in SOURCES[family].items():
+        code, symbols, fixups = assemble(family, ARCH / family / source, options)
         lines += ["", f"{name} = Code(", "    bytes.fromhex("]
         lines += [f'        "{code[i : i + 48].hex()}"' for i in range(0, len(code), 48)]
         lines += ["    ),", "    {"]

@@ -44,6 +44,11 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
         "rt_tgsigqueueinfo": 335, "arch_prctl": 384, "execveat": 358, "timer_create": 259, "timer_delete": 263,
         "openat": 295,
     },
+    ("aarch64", 8): {
+        "clone": 220, "capget": 90, "capset": 91, "get_robust_list": 100, "ioprio_get": 31, "ioprio_set": 30,
+        "kcmp": 272, "prlimit64": 261, "sched_getattr": 275, "sched_setattr": 274, "rt_sigtimedwait": 137,
+        "rt_tgsigqueueinfo": 240, "execveat": 281, "timer_create": 107, "timer_delete": 111,
+    },
 }  # fmt: skip
 
 

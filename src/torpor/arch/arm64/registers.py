@@ -1,0 +1,244 @@
+"""The registers of a stopped AArch64 thread: read into records, and written from them.
+
+`state.py` declares the records, `rules.py` says what they may hold. Here are the register sets between them and a task.
+
+Source: arch/arm64/kernel/ptrace.c (aarch64_regsets), elf.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from torpor.arch.arm64 import cpu
+from torpor.arch.arm64.rules import CALL_LIMIT, NONE, Facts, asks_again, faults
+from torpor.arch.arm64.state import (
+    STATE_OF,
+    Arm64AddressKeys,
+    Arm64EnabledKeys,
+    Arm64General,
+    Arm64GenericKey,
+    Arm64Sve,
+    Arm64TaggedAddresses,
+    Arm64Tls,
+    Arm64Vector,
+    mask_of,
+)
+from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK
+from torpor.errors import Obstacle, Unsupported
+from torpor.linux import ptrace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from torpor.arch.contract import Room, Seen
+    from torpor.image.record import Record
+
+# elf.h
+NT_PRSTATUS, NT_PRFPREG = 1, 2
+NT_ARM_TLS, NT_ARM_HW_BREAK, NT_ARM_HW_WATCH, NT_ARM_SYSTEM_CALL, NT_ARM_SVE = 0x401, 0x402, 0x403, 0x404, 0x405
+NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_TAGGED_ADDR_CTRL, NT_ARM_PAC_ENABLED_KEYS = 0x407, 0x408, 0x409, 0x40A
+NT_ARM_SSVE, NT_ARM_ZA = 0x40B, 0x40C
+
+GENERAL = struct.Struct("=34Q")
+VECTOR = struct.Struct("=512sII8x")
+"""struct user_fpsimd_state: v0 to v31, fpsr, fpcr."""
+_SVE_HEADER = struct.Struct("=IIHHHH")  # size, max_size, vl, max_vl, flags
+_SVE_LIVE, _SVE_INHERIT_SHIFT = 1, 1  # flags: the registers are those of SVE; then PR_SVE_VL_INHERIT, PR_SVE_SET_VL_ONEXEC
+_BREAK_ENTRY = struct.Struct("=QI4x")  # address, control; behind 8 bytes of what the hardware is
+
+NAMES = tuple(field.name for field in Arm64General.declared)
+KEPT = NAMES[:34]
+"""Those that the kernel has: x0 to x30, sp, pc, pstate."""
+INSTRUCTION = 4
+"""Bytes of every instruction."""
+RESTART_SYSCALL = 128
+ALL_KEYS = 15
+_ABSENT = (errno.ENODEV, errno.EINVAL)
+
+
+def _set(tid: int, note: int) -> bytes:
+    """A register set, or nothing where this CPU or kernel has none."""
+    try:
+        return ptrace.get_regset(tid, note)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return b""
+        raise
+
+
+class Arm64Registers:
+    """The register records of 64-bit threads.
+
+    Every method that takes `tid` needs that thread to be in a ptrace stop of the calling thread, and raises OSError.
+    """
+
+    __slots__ = ()
+
+    # General registers.
+
+    def read_general(self, tid: int) -> dict[str, int]:
+        """The general registers by name; that the thread is in a call is not among what they tell (`Arm64.looked_at`)."""
+        values = GENERAL.unpack(ptrace.get_regset(tid, NT_PRSTATUS))
+        return dict(zip(NAMES, (*values, values[0], NONE), strict=True))
+
+    def write_general(self, tid: int, regs: Mapping[str, int]) -> None:
+        """Set the general registers, with which an interrupted call is made again: the kernel will not do it any more."""
+        data = GENERAL.pack(*[regs[name] for name in KEPT])
+        if regs["syscallno"] != NONE:
+            data = GENERAL.pack(*[again(regs)[name] for name in KEPT])
+        ptrace.set_regset(tid, NT_PRSTATUS, data)
+
+    def restart_ended(self, tid: int, calls: AbstractSet[int], seen: Seen | None) -> None:
+        """Where a stop has ended one of `calls` with EINTR, let the thread make it again; `seen` has the argument that is lost."""
+        if seen is None or seen[0] not in calls:
+            return
+        regs = self.read_general(tid)
+        if regs["x0"] == NONE + 1 - EINTR and regs["pc"] == seen[3] and regs["sp"] == seen[2]:
+            self.write_general(tid, {**regs, "x0": seen[1][0], "pc": regs["pc"] - INSTRUCTION})
+
+    def general_record(self, regs: Mapping[str, int]) -> Arm64General:
+        """The record of these general registers; a call that no kernel knows, as programs make them, is none."""
+        if regs["syscallno"] >= CALL_LIMIT and regs["syscallno"] != NONE and not asks_again(regs["x0"]):
+            regs = {**regs, "syscallno": NONE}
+        return Arm64General(**regs)
+
+    def general_dict(self, record: Record) -> dict[str, int]:
+        """The general registers in a record."""
+        return {name: getattr(record, name) for name in NAMES}
+
+    # All of them.
+
+    def read(self, tid: int) -> list[Record]:
+        """Every register record of a stopped thread in ascending bit order, the general one first.
+
+        Raises Unsupported for state that this version of torpor knows no record for.
+        """
+        if name := _unsaved(tid):
+            raise Unsupported(
+                Obstacle(f"thread {tid}", f"it uses {name}, which torpor cannot save", "take a checkpoint when it does not")
+            )
+        records: list[Record] = [self.general_record(self.read_general(tid))]
+        thread_pointers = struct.unpack_from("=QQ", ptrace.get_regset(tid, NT_ARM_TLS).ljust(16, b"\0"))
+        if any(thread_pointers):
+            records.append(Arm64Tls(tpidr=thread_pointers[0], tpidr2=thread_pointers[1]))
+        vectors = ptrace.get_regset(tid, NT_PRFPREG)
+        if any(vectors):
+            v, fpsr, fpcr = VECTOR.unpack(vectors)
+            records.append(Arm64Vector(v=v, fpsr=fpsr, fpcr=fpcr))
+        if scalable := _set(tid, NT_ARM_SVE):
+            _, _, length, _, flags, _ = _SVE_HEADER.unpack_from(scalable)
+            live = flags & _SVE_LIVE
+            if live or length != self.usual_length() or flags >> _SVE_INHERIT_SHIFT:
+                data = scalable[_SVE_HEADER.size :] if live else b""
+                records.append(Arm64Sve(length=length, flags=flags >> _SVE_INHERIT_SHIFT & 3, registers=data))
+        for note, record in ((NT_ARM_PACA_KEYS, Arm64AddressKeys), (NT_ARM_PACG_KEYS, Arm64GenericKey)):
+            if data := _set(tid, note):
+                records.append(record(keys=list(struct.unpack(f"={len(data) // 8}Q", data))))
+        (control,) = struct.unpack("=Q", _set(tid, NT_ARM_TAGGED_ADDR_CTRL) or bytes(8))
+        if control:
+            records.append(Arm64TaggedAddresses(control=control))
+        enabled = _set(tid, NT_ARM_PAC_ENABLED_KEYS)
+        if enabled and struct.unpack("=Q", enabled) != (ALL_KEYS,):
+            records.append(Arm64EnabledKeys(keys=struct.unpack("=Q", enabled)[0]))
+        return records
+
+    def write(self, tid: int, records: Sequence[Record]) -> None:
+        """Set everything but the general registers; what has no record is put at rest. `write_general` comes after."""
+        given = {type(record): record for record in records}
+        tls, vector, scalable = given.get(Arm64Tls), given.get(Arm64Vector), given.get(Arm64Sve)
+        pointers = struct.pack("=QQ", getattr(tls, "tpidr", 0), getattr(tls, "tpidr2", 0))
+        ptrace.set_regset(tid, NT_ARM_TLS, pointers[: len(ptrace.get_regset(tid, NT_ARM_TLS))])
+        if isinstance(scalable, Arm64Sve):
+            self._write_scalable(tid, scalable)
+        if not (isinstance(scalable, Arm64Sve) and scalable.registers):  # which hold the others, too
+            v, fpsr, fpcr = (vector.v, vector.fpsr, vector.fpcr) if isinstance(vector, Arm64Vector) else (bytes(512), 0, 0)
+            ptrace.set_regset(tid, NT_PRFPREG, VECTOR.pack(v, fpsr, fpcr))
+        for note, kind in ((NT_ARM_PACA_KEYS, Arm64AddressKeys), (NT_ARM_PACG_KEYS, Arm64GenericKey)):
+            record = given.get(kind)
+            if isinstance(record, Arm64AddressKeys | Arm64GenericKey):
+                ptrace.set_regset(tid, note, struct.pack(f"={len(record.keys)}Q", *record.keys))
+        tagged, enabled = given.get(Arm64TaggedAddresses), given.get(Arm64EnabledKeys)
+        if isinstance(tagged, Arm64TaggedAddresses):
+            ptrace.set_regset(tid, NT_ARM_TAGGED_ADDR_CTRL, struct.pack("=Q", tagged.control))
+        if isinstance(enabled, Arm64EnabledKeys):
+            ptrace.set_regset(tid, NT_ARM_PAC_ENABLED_KEYS, struct.pack("=Q", enabled.keys))
+
+    def _write_scalable(self, tid: int, record: Arm64Sve) -> None:
+        flags = record.flags << _SVE_INHERIT_SHIFT | (_SVE_LIVE if record.registers else 0)
+        data = record.registers or bytes(VECTOR.size)
+        header = _SVE_HEADER.pack(_SVE_HEADER.size + len(data), 0, record.length, 0, flags, 0)
+        ptrace.set_regset(tid, NT_ARM_SVE, header + data)
+
+    def usual_length(self) -> int:
+        """Bytes of a scalable vector of a thread that has chosen none."""
+        return cpu.header().sve_length
+
+    def dropped_by_calls(self, tid: int) -> bytes:
+        """The scalable vectors of a thread that was in the middle of using them: every system call drops them."""
+        data = _set(tid, NT_ARM_SVE) if self.usual_length() else b""
+        return data if data and _SVE_HEADER.unpack_from(data)[4] & _SVE_LIVE else b""
+
+    def give_dropped(self, tid: int, dropped: bytes) -> None:
+        """Give back what `dropped_by_calls` has found."""
+        ptrace.set_regset(tid, NT_ARM_SVE, dropped)
+
+    def knows(self, record: Record) -> bool:
+        """Whether `record` is one of registers."""
+        return type(record) in STATE_OF
+
+    def mask(self, records: Sequence[Record]) -> int:
+        """The record mask that announces `records` (R-B5)."""
+        return mask_of(records)
+
+    def room(self, records: Sequence[Record]) -> Room | None:
+        """Nothing: the kernel makes room for scalable vectors when they are written."""
+        return None
+
+    def validate(
+        self,
+        records: Sequence[Record],
+        *,
+        user_limit: int,
+        is_executable: Callable[[int], bool],
+        is_mapped: Callable[[int], bool],
+        syscall_before: Callable[[int], bool],
+    ) -> list[str]:
+        """Everything that is wrong with these records, a sentence each that names the register (R-D1)."""
+        bits = [STATE_OF[type(record)].bit if type(record) in STATE_OF else -1 for record in records]
+        if -1 in bits or sorted(set(bits)) != bits:
+            return ["the register records are unknown, repeated or out of order"]
+        if not records or not isinstance(records[0], Arm64General):
+            return ["the thread does not have exactly one record of 64-bit general registers"]
+        facts = Facts(records[0], user_limit, is_executable, syscall_before)
+        return [fault for record in records for fault in faults(record, facts)]
+
+
+def again(regs: Mapping[str, int]) -> Mapping[str, int]:
+    """What an interrupted call leaves behind when it is to be made again: by its number, or by restart_syscall(2).
+
+    Source: arch/arm64/kernel/signal.c, do_signal() and setup_restart_syscall(), which leaves its number in x8.
+    """
+    error = NONE + 1 - regs["x0"]
+    if not asks_again(regs["x0"]):
+        return regs
+    number = RESTART_SYSCALL if error == ERESTART_RESTARTBLOCK else regs["syscallno"]
+    return {**regs, "x0": regs["orig_x0"], "x8": number, "pc": regs["pc"] - INSTRUCTION}
+
+
+def _unsaved(tid: int) -> str:
+    """What of a thread's state has no record and is in use, or nothing."""
+    for note, name in ((NT_ARM_HW_BREAK, "hardware breakpoints"), (NT_ARM_HW_WATCH, "hardware watchpoints")):
+        data = _set(tid, note)[8:]
+        if any(control & 1 for _, control in _BREAK_ENTRY.iter_unpack(data[: len(data) // 16 * 16])):
+            return name
+    streaming, matrix = _set(tid, NT_ARM_SSVE), _set(tid, NT_ARM_ZA)
+    if (streaming and _SVE_HEADER.unpack_from(streaming)[4] & _SVE_LIVE) or len(matrix) > _SVE_HEADER.size:
+        return "the matrix registers of SME"
+    (control,) = struct.unpack("=Q", _set(tid, NT_ARM_TAGGED_ADDR_CTRL) or bytes(8))
+    return "memory tagging (MTE)" if control & ~1 else ""
+
+
+REGISTERS = Arm64Registers()
