@@ -6,7 +6,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import importlib
 import os
 
 from torpor.arch.contract import Arch
@@ -28,7 +27,8 @@ class Family:
 
     def load(self) -> tuple[Arch, ...]:
         """Its kinds of task."""
-        kinds: tuple[Arch, ...] = importlib.import_module(f"torpor.arch.{self.package}").KINDS
+        # Not importlib.import_module(): it would bring warnings with it.
+        kinds: tuple[Arch, ...] = __import__(f"torpor.arch.{self.package}", fromlist=["KINDS"]).KINDS
         return kinds
 
 
