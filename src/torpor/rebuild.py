@@ -397,6 +397,11 @@ class Rebuilding:
         slots = Slots(remote.thread.process, remote.code_at)
         for plan, own in zip(process.threads, remotes, strict=True):
             self._give_registers(plan.record, plan.registers, own)
+            if own.arch.rewinds:
+                queued = plan.record.pending + (record.pending if own is remote else [])
+                action = signals.first_handled(queued, plan.record.blocked, process.handlers.actions)
+                if action is not None:
+                    own.thread.regs = own.arch.handled(own.thread.regs, bool(action.flags & signals.SA_RESTART))
             if own.arch.pending_call(own.thread.regs) is None and own.arch.retried(plan.record.call):
                 slots.put(own.thread, plan.record.call, plan.record.left)
         for plan, own in zip(process.threads, remotes, strict=True):

@@ -141,6 +141,13 @@ def read_actions(data: bytes, arch: Arch) -> list[Action]:
     return actions
 
 
+def first_handled(pending: Iterable[Queued], blocked: int, actions: Iterable[Action]) -> Action | None:
+    """The action of that pending signal whose handler runs first in a thread that blocks `blocked`; None when none does."""
+    handlers = {action.signal: action for action in actions if action.handler > 1}
+    numbers = [each.signal for each in pending if each.signal in handlers and not blocked >> each.signal - 1 & 1]
+    return handlers[min(numbers)] if numbers else None
+
+
 def restarting(actions: Iterable[Action]) -> int:
     """The signals whose handlers let an interrupted call go on (SA_RESTART), bit n-1 for signal n."""
     return sum(1 << action.signal - 1 for action in actions if action.flags & SA_RESTART)
