@@ -129,10 +129,10 @@ class Arm64Registers:
             v, fpsr, fpcr = VECTOR.unpack(vectors)
             records.append(Arm64Vector(v=v, fpsr=fpsr, fpcr=fpcr))
         if scalable := _set(tid, NT_ARM_SVE):
-            _, _, length, _, flags, _ = _SVE_HEADER.unpack_from(scalable)
+            size, _, length, _, flags, _ = _SVE_HEADER.unpack_from(scalable)
             live = flags & _SVE_LIVE
             if live or length != self.usual_length() or flags >> _SVE_INHERIT_SHIFT:
-                data = scalable[_SVE_HEADER.size :] if live else b""
+                data = scalable[_SVE_HEADER.size : size] if live else b""  # the kernel gives room for the longest, too
                 records.append(Arm64Sve(length=length, flags=flags >> _SVE_INHERIT_SHIFT & 3, registers=data))
         for note, record in ((NT_ARM_PACA_KEYS, Arm64AddressKeys), (NT_ARM_PACG_KEYS, Arm64GenericKey)):
             if data := _set(tid, note):
