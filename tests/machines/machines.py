@@ -70,7 +70,6 @@ MACHINES = {
             qemu=("qemu-system-aarch64", "-machine", "virt", "-cpu", "max,pauth-impdef=on"),
             compilers={64: ("aarch64-linux-gnu-gcc",)},
             console="ttyAMA0",
-            supported=False,
         ),
         Machine(
             name="armhf",
