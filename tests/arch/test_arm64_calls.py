@@ -100,6 +100,31 @@ def test_registers_are_written_as_they_must_go_on(monkeypatch: pytest.MonkeyPatc
     assert len(written) == 2
 
 
+class Waiting:
+    """A thread whose registers issue epoll_pwait2 again."""
+
+    tid, mask = 1, 0xF0
+
+    def __init__(self) -> None:
+        self.regs, _ = stopped("epoll_pwait2", 5, 0x100, 4, 0x2000, 0, 8)
+        self.regs["pstate"] = 0x8000_0000
+
+
+@pytest.mark.parametrize(("at", "pc"), [(0, SVC), (4, SVC + 4), (8, SVC + 4), (12, SVC + 4)])
+def test_slot_and_back(monkeypatch: pytest.MonkeyPatch, at: int, pc: int) -> None:
+    thread, slot = Waiting(), 0x7000
+    monkeypatch.setattr(ptrace, "get_regset", lambda tid, note: bytes(range(256)) * 2 + bytes(16))
+    code, frame, regs = KIND.to_framed_slot(slot, thread, NUMBERS["epoll_pwait2"], 3_000_000_007)
+    memory = {regs["sp"]: frame}
+    assert len(code) == KIND.slot_size and regs["sp"] % 16 == 0 and regs["sp"] + len(frame) <= thread.regs["sp"]
+    assert regs["x3"] == regs["sp"] + len(frame) - 16 and struct.unpack("=qq", frame[-16:]) == (3, 7)
+    assert {name for name in regs if regs[name] != thread.regs[name]} == {"pc", "sp", "x3"}
+    now = {**regs, "pc": slot + at, "x0": regs["x0"] if at == 0 else 1}
+    back = KIND.from_slot(code, slot, now, lambda address, length: memory[address][:length])
+    assert back == {**thread.regs, "pc": pc, "x0": 1 if at == 4 else thread.regs["x0"]}
+    assert KIND.from_slot(code, slot, now, lambda address, length: b"") == now
+
+
 def test_frame_is_what_rt_sigreturn_reads() -> None:
     """Offsets of struct rt_sigframe (arch/arm64/kernel/signal.c) from the stack pointer with which the code ends."""
     symbols, code = KIND.code.symbols, KIND.code.placed(0, 0, {"v_mask": 0xAB, "r_x0": 1, "r_x30": 2, "r_sp": 3, "r_pc": 4})

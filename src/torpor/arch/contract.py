@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     Seen = tuple[int, tuple[int, ...], int, int]
     """A thread in the kernel as /proc shows it: number and arguments of its call, stack pointer, instruction pointer."""
 
+    class Task(Protocol):
+        """A stopped thread, as tasks.task has it."""
+
+        tid: int
+        regs: Registers
+        mask: int
+
     class RegisterSets(Protocol):
         """Reads, validates and writes every register record of a stopped thread."""
 
@@ -140,6 +147,8 @@ class Arch:
     header_record: type[Record]
     """... and the class of its record."""
 
+    framed_slots = False
+    """Whether all threads share one slot, each with a frame of its own below its stack (tasks/retry.py)."""
     rewinds = False
     """Whether the kernel moves the registers of an interrupted call back before the stop, and forgets why (`looked_at`)."""
     code_behind_segments = False
@@ -271,7 +280,11 @@ class Arch:
         """
         raise NotImplementedError
 
-    def from_slot(self, code: bytes, at: int, regs: Registers) -> Registers:
+    def to_framed_slot(self, at: int, thread: Task, number: int, left: int) -> tuple[bytes, bytes, Registers]:
+        """The same where there are `framed_slots`: the code, what is to lie at the stack pointer, and the registers of `thread`."""
+        raise NotImplementedError
+
+    def from_slot(self, code: bytes, at: int, regs: Registers, read: Callable[[int, int], bytes]) -> Registers:
         """The reverse: what the registers of a thread stopped in the slot `code` at `at` would be without it."""
         raise NotImplementedError
 

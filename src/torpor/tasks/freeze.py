@@ -41,9 +41,11 @@ class FrozenThread(Thread):
     `stopped_by` is the signal of the job-control stop that it was in already, or 0.
     """
 
-    __slots__ = ("issued_again", "status", "stopped_by")
+    __slots__ = ("issued_again", "sp_found", "status", "stopped_by")
 
     process: FrozenProcess
+    sp_found: int
+    """The stack pointer that it was stopped with: in a slot, perhaps another than it goes on with."""
     issued_again: int
     """The number of the call that it was in, if our stop has ended that and `regs` issue it again; else -1."""
 
@@ -52,7 +54,7 @@ class FrozenThread(Thread):
         registers = process.arch.registers.read_general(tid)
         if process.arch.rewinds:
             registers = process.arch.looked_at(registers, seen)
-        self.stopped_by, self.issued_again = stopped_by, -1
+        self.stopped_by, self.issued_again, self.sp_found = stopped_by, -1, registers[process.arch.sp]
         self.status = procfs.status(process.pid, tid)
         super().__init__(process, tid, self.status.ns_pid[-1], registers, ptrace.get_signal_mask(tid))
         interrupted.settle(self)

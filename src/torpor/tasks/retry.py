@@ -5,11 +5,16 @@ but their time limit stands in a register or in the program's memory, which must
 *slot*: a few instructions behind torpor's code in the padding of the vdso, that issue the call with the rest of the time, put the
 register back and jump to where the program goes on. A thread that is stopped in its slot is taken out of it at once, so
 an image never knows of slots.
+
+Where no jump leaves all registers alone, one slot does for all threads: it ends in rt_sigreturn(2), whose frame lies below the
+thread's stack, where the kernel may put one at any time.
 """
 
 from __future__ import annotations
 
 import os
+
+from torpor.linux import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +37,8 @@ def taken_out(thread: Thread, padding: int) -> Registers:
     if not start <= regs[arch.ip] < end:
         return regs
     at = start + (regs[arch.ip] - start) // arch.slot_size * arch.slot_size
-    return arch.from_slot(os.pread(thread.process.mem, arch.slot_size, at), at, regs)
+    code = os.pread(thread.process.mem, arch.slot_size, at)
+    return arch.from_slot(code, at, regs, lambda address, length: os.pread(thread.process.mem, length, address))
 
 
 class Slots:
@@ -50,10 +56,26 @@ class Slots:
         arch = self.process.arch
         if self._next + arch.slot_size > self._end or not arch.retried(number):
             return
+        if arch.framed_slots:
+            self._put_framed(thread, number, left)
+            return
         code, regs = arch.to_slot(self._next, thread.regs, number, left)
         os.pwrite(self.process.mem, code.ljust(arch.slot_size, b"\0"), self._next)
         self._next += arch.slot_size
         thread.regs = regs
+
+
+    def _put_framed(self, thread: Thread, number: int, left: int) -> None:
+        arch, process = self.process.arch, self.process
+        top = thread.regs[arch.sp]
+        code, frame, regs = arch.to_framed_slot(self._next, thread, number, left)
+        for mapping in procfs.maps(process.pid):
+            if mapping.start <= regs[arch.sp] and top <= mapping.end:
+                if mapping.perms == "rw-p" and mapping.path in ("", "[stack]", "[heap]"):
+                    os.pwrite(process.mem, code, self._next)
+                    os.pwrite(process.mem, frame, regs[arch.sp])
+                    thread.regs = regs
+                return
 
 
 def words_in(words: Sequence[int], process: Process, padding: int) -> bool:

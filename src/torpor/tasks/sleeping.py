@@ -43,7 +43,7 @@ class Nap:
     def fits(self, thread: FrozenThread, restarted: bool) -> bool:
         """Whether this is what the thread was stopped in; it may have gone on to another call meanwhile."""
         kind, regs = thread.process.arch, thread.regs
-        if self.sp != regs[kind.sp]:
+        if self.sp != thread.sp_found:
             return False
         if thread.issued_again >= 0:  # from a slot, perhaps: then the time limit was another
             return self.number == thread.issued_again and self.arguments[:2] == tuple(regs[name] for name in kind.arguments[:2])

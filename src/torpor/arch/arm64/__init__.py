@@ -15,7 +15,7 @@ import sys
 
 from torpor.arch.arm64 import cpu
 from torpor.arch.arm64.code import CODE_64
-from torpor.arch.arm64.registers import INSTRUCTION, NT_PRFPREG, REGISTERS, VECTOR
+from torpor.arch.arm64.registers import GENERAL, INSTRUCTION, KEPT, NT_PRFPREG, REGISTERS, VECTOR
 from torpor.arch.arm64.rules import NONE, PSTATE
 from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS, NO_LIMIT, Arch
 from torpor.linux import ptrace
@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torpor.arch.contract import Registers, Seen
+    from torpor.arch.contract import Registers, Seen, Task
     from torpor.image.record import Record
 
 NSEC = 1_000_000_000
@@ -37,6 +37,10 @@ _RESTARTED = frozenset((
     "sendto", "recvfrom", "sendmsg", "recvmsg", "recvmmsg",
 ))  # fmt: skip
 """Calls that go on behind a signal handler with SA_RESTART (signal(7)); all others end with EINTR."""
+
+_TIMESPEC = struct.Struct("=qq")
+_SLOT = bytes.fromhex("010000d4 e09f00f9 681180d2 010000d4")
+"""svc #0; str x0, [sp, #312]; mov x8, #139; svc #0"""
 
 _SYSCALLS = {
     "io_getevents": 4, "epoll_ctl": 21, "epoll_pwait": 22, "dup3": 24, "fcntl": 25, "ioctl": 29, "flock": 32, "fchdir": 50,
@@ -68,7 +72,7 @@ class Arm64(Arch):
     syscall_instruction = (b"\x01\x00\x00\xd4",)  # svc #0
     syscalls = _SYSCALLS
     code = CODE_64
-    slot_size, slot_count = 16, 0
+    slot_size, slot_count, framed_slots = 16, 1, True
     registers = REGISTERS
     header = staticmethod(cpu.header)
     header_record = cpu.Arm64Header
@@ -172,6 +176,36 @@ class Arm64(Arch):
     def retried(self, number: int) -> bool:
         """See Arch.retried."""
         return _NAMES.get(number, "") in _RETRIED
+
+    def to_framed_slot(self, at: int, thread: Task, number: int, left: int) -> tuple[bytes, bytes, Registers]:
+        """See Arch.to_framed_slot: the call, its result into the frame, rt_sigreturn(2). The frame is that of `heal`."""
+        name, regs = _NAMES[number], thread.regs
+        values = self.heal_values({**regs, "pc": regs["pc"] + INSTRUCTION}, thread.tid) | {"v_mask": thread.mask}
+        frame = self.code.placed(0, 0, values)[self.code.symbols["frame"] :]
+        start = regs["sp"] - len(frame) - _TIMESPEC.size & -16
+        if name == "epoll_pwait":
+            limit = min(-(-left // 1_000_000), 0x7FFFFFFF)
+        else:
+            limit = start + len(frame)
+            frame += _TIMESPEC.pack(*divmod(left, NSEC))
+        return _SLOT, frame, {**regs, "pc": at, "sp": start, self.arguments[_RETRIED[name]]: limit}
+
+    def from_slot(self, code: bytes, at: int, regs: Registers, read: Callable[[int, int], bytes]) -> Registers:
+        """See Arch.from_slot."""
+        symbols = self.code.symbols
+        try:
+            frame = read(regs["sp"], symbols["end"] - symbols["frame"])
+        except OSError:
+            return regs
+        if len(frame) < symbols["end"] - symbols["frame"]:
+            return regs
+        kept = dict(zip(KEPT, GENERAL.unpack_from(frame, symbols["r_x0"] - symbols["frame"]), strict=True))
+        kept |= {"orig_x0": kept["x0"], "syscallno": NONE}
+        if regs["pc"] == at:  # it has not made the call yet
+            return {**kept, "pc": kept["pc"] - INSTRUCTION}
+        if regs["pc"] == at + INSTRUCTION:
+            return {**kept, **{name: regs[name] for name in ("x0", "orig_x0", "syscallno")}}
+        return kept
 
     def absolute(self, name: str, arguments: Sequence[int]) -> bool:
         """Whether the time that a call was given is a deadline (clock_nanosleep(2), futex(2))."""

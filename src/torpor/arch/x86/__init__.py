@@ -191,7 +191,7 @@ class X86(Arch):
             code += struct.pack("<ii" if narrow else "<qq", *divmod(left, NSEC))
         return code, {**regs, self.ip: at, register: limit}
 
-    def from_slot(self, code: bytes, at: int, regs: Registers) -> Registers:
+    def from_slot(self, code: bytes, at: int, regs: Registers, read: Callable[[int, int], bytes]) -> Registers:
         """See Arch.from_slot."""
         size = self.word
         register = next((name for name in self.arguments if code[2:].startswith(_MOVE.get(name, b"\0"))), None)
