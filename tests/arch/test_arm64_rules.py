@@ -131,8 +131,9 @@ def test_verdict() -> None:
     (lacking,) = cpu.verdict(new, used, here=old)
     assert lacking.startswith("paca, pacg, sve: offered")
     assert cpu.verdict(new, used, here=old, cpu="used") == []
-    keys = cpu.verdict(new, used | 1 << STATE_OF[Arm64AddressKeys].bit, here=old, cpu="used")
-    assert len(keys) == 1 and keys[0].startswith("paca: its address keys are in use")
+    assert cpu.verdict(new, used | 1 << STATE_OF[Arm64AddressKeys].bit, here=old, cpu="used") == []
+    (vectors,) = cpu.verdict(new, used | 1 << STATE_OF[Arm64Sve].bit, here=old, cpu="used")
+    assert vectors.startswith("sve: its scalable vectors are in use")
     (length,) = cpu.verdict(new, used, here=header(new.features, 64))
     assert "32 bytes" in length and "64 here" in length
     assert cpu.verdict(new, used, here=header(new.features, 64), cpu="used") == []

@@ -158,7 +158,8 @@ class Arm64Registers:
             ptrace.set_regset(tid, NT_PRFPREG, VECTOR.pack(v, fpsr, fpcr))
         for note, kind in ((NT_ARM_PACA_KEYS, Arm64AddressKeys), (NT_ARM_PACG_KEYS, Arm64GenericKey)):
             record = given.get(kind)
-            if isinstance(record, Arm64AddressKeys | Arm64GenericKey):
+            # Where there are none a program that signs nothing is welcome (--cpu used).
+            if isinstance(record, Arm64AddressKeys | Arm64GenericKey) and _set(tid, note):
                 ptrace.set_regset(tid, note, struct.pack(f"={len(record.keys)}Q", *record.keys))
         tagged, enabled = given.get(Arm64TaggedAddresses), given.get(Arm64EnabledKeys)
         if isinstance(tagged, Arm64TaggedAddresses):

@@ -114,7 +114,10 @@ class State:
     __slots__ = ("bit", "feature", "record", "title")
 
     def __init__(self, bit: int, record: type[Record], feature: str, title: str) -> None:
-        self.bit, self.record, self.feature, self.title = bit, record, feature, title
+        self.bit, self.record = bit, record
+        self.feature = feature
+        """What a CPU and kernel must offer to take it, or nothing."""
+        self.title = title
 
 
 STATES: tuple[State, ...] = (
@@ -122,10 +125,11 @@ STATES: tuple[State, ...] = (
     State(2, Arm64Tls, "", "thread pointers"),
     State(4, Arm64Vector, "asimd", "vector registers"),
     State(5, Arm64Sve, "sve", "scalable vectors"),
-    State(6, Arm64AddressKeys, "paca", "address keys"),
-    State(7, Arm64GenericKey, "pacg", "generic key"),
+    # Every thread has keys, whether it signs anything or not: they are no sign of use.
+    State(6, Arm64AddressKeys, "", "address keys"),
+    State(7, Arm64GenericKey, "", "generic key"),
     State(8, Arm64TaggedAddresses, "", "tagged addresses"),
-    State(9, Arm64EnabledKeys, "paca", "enabled keys"),
+    State(9, Arm64EnabledKeys, "paca", "choice of keys"),
 )
 """Record type = 0x1100 + bit; bits 1 and 3 are kept for 32-bit ARM. A bit never changes its meaning."""
 
