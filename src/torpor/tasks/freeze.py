@@ -35,6 +35,10 @@ PATIENCE = 10.0
 """Seconds to wait for a task that is busy in the kernel (vfork, a slow disk) before the checkpoint is refused."""
 
 
+CLOCK_TRIES = 6
+"""How often at most a thread that is reading a clock is let go for a moment. A reading takes some 50 ns, so that once is enough."""
+
+
 class FrozenThread(Thread):
     """A thread that has been stopped.
 
@@ -59,16 +63,28 @@ class FrozenThread(Thread):
         super().__init__(process, tid, self.status.ns_pid[-1], registers, ptrace.get_signal_mask(tid))
         interrupted.settle(self)
 
+    def reads_clock(self) -> bool:
+        """Whether it was stopped in the middle of the vdso, which reads clocks without a call (vdso(7)).
+
+        After a restart it would finish with what it has read before and the offset of its new time namespace: one reading
+        of a clock that jumps. A 32-bit thread makes its calls there, too, and is in none of them unless it is in a call.
+        """
+        process = self.process
+        inside = process.vdso <= self.regs[process.arch.ip] < process.padding
+        return inside and self.issued_again < 0 and process.arch.pending_call(self.regs) is None
+
 
 class FrozenProcess(Process):
     """A process whose threads are all stopped, or a zombie (no threads)."""
 
-    __slots__ = ("padding", "parent", "restarting", "stat", "status", "threads")
+    __slots__ = ("padding", "parent", "restarting", "stat", "status", "threads", "vdso")
 
     restarting: int | None
     """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
     padding: int
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
+    vdso: int
+    """Where its vdso begins, or 0."""
 
     def __init__(self, pid: int, parent: FrozenProcess | None) -> None:
         self.status = procfs.status(pid)
@@ -164,7 +180,7 @@ class FrozenTree:
             self.processes.append(process)
             return process
         process.arch = arch.of_program(pid)
-        process.padding = padding_of(process)
+        process.padding, process.vdso = padding_of(process)
         ended: set[int] = set()
         while True:
             known = ended | {thread.tid for thread in process.threads}
@@ -177,7 +193,22 @@ class FrozenTree:
                 if not self._seize(pid, tid) or (stop := self._stop(process, tid))[0] < 0:
                     ended.add(tid)
                     continue
-                process.threads.append(FrozenThread(process, tid, *stop))
+                thread, places = FrozenThread(process, tid, *stop), [-1, -2]
+                for _ in range(CLOCK_TRIES):
+                    # A thread that does nothing else is found again and again where the counter is read: there it does no
+                    # harm, for what is read is checked afterwards.
+                    places.append(thread.regs[process.arch.ip])
+                    if not thread.reads_clock() or len(set(places[-3:])) == 1:
+                        break
+                    ptrace.cont(tid)
+                    time.sleep(1e-6)  # with the kernel's slack some 60 us; sooner it would not come to its next instruction
+                    if (stop := self._stop(process, tid))[0] < 0:
+                        break
+                    thread = FrozenThread(process, tid, *stop)
+                if stop[0] < 0:
+                    ended.add(tid)
+                    continue
+                process.threads.append(thread)
         if pid in ended:
             # It was just ending. Now it is a zombie, gone, or, with other threads left, what cannot be saved.
             return self.add(pid, parent)
@@ -255,12 +286,14 @@ def _stopped(tree: FrozenTree, pid: int, parent: FrozenProcess | None) -> Frozen
             time.sleep(0.0002)
 
 
-def padding_of(process: FrozenProcess) -> int:
-    """The padding of a process's vdso, or 0 if it has none that would do (preflight will say so)."""
+def padding_of(process: FrozenProcess) -> tuple[int, int]:
+    """The padding of a process's vdso and where that begins; 0 if it has none that would do (preflight will say so)."""
+    mappings = procfs.maps(process.pid)
     try:
-        return find_padding(process, procfs.maps(process.pid))
+        padding = find_padding(process, mappings)
     except Unsupported:
-        return 0
+        return 0, 0
+    return padding, next(mapping.start for mapping in mappings if mapping.path == "[vdso]")
 
 
 def freeze(root: int, absent: Mapping[int, int]) -> FrozenTree:
