@@ -306,14 +306,13 @@ class Rebuilding:
 
     def place_files(self, process: ProcessPlan) -> None:
         """Root and working directory, then the descriptors into their places, then the locks and what epoll watches."""
-        remote, fs = self.remotes[process.record.pid], process.fs
-        remote.reset()
-        calls: Calls = []
-        if self._first(fs.id):
-            if fs.root != "/":
-                calls += [("fchdir", self._carriers["dir", hash(fs.root)]), ("chroot", remote.put(b".\0"))]
-            calls += [("fchdir", self._carriers["dir", hash(fs.cwd)]), ("umask", fs.umask)]
+        remote = self.remotes[process.record.pid]
+        calls = self._directory_calls(process)
         if self._first(process.files.id):
+            for other in self._alive():
+                # Once the table is as the program had it, those who share it find no directory there any more.
+                if other.files.id == process.files.id and (moves := self._directory_calls(other)):
+                    self.remotes[other.record.pid].checked(moves)
             calls += tables.place_calls(process.files, self._carrier)
         remote.checked(calls)
         self._open_own(process, remote)
@@ -337,6 +336,17 @@ class Rebuilding:
                 remote.reset()
                 remote.put(data)
                 remote.checked([call])
+
+    def _directory_calls(self, process: ProcessPlan) -> Calls:
+        """The calls that give a process its root and working directory, unless it shares them with one that has made them."""
+        remote, fs = self.remotes[process.record.pid], process.fs
+        remote.reset()
+        if not self._first(fs.id):
+            return []
+        calls: Calls = []
+        if fs.root != "/":
+            calls += [("fchdir", self._carriers["dir", hash(fs.root)]), ("chroot", remote.put(b".\0"))]
+        return [*calls, ("fchdir", self._carriers["dir", hash(fs.cwd)]), ("umask", fs.umask)]
 
     def _open_own(self, process: ProcessPlan, remote: Remote) -> None:
         """Have the process open what is its own in /proc."""

@@ -66,12 +66,15 @@ class FrozenThread(Thread):
     def reads_clock(self) -> bool:
         """Whether it was stopped in the middle of the vdso, which reads clocks without a call (vdso(7)).
 
+        Not in a job-control stop, of course: it must not run on, wherever it is.
+
         After a restart it would finish with what it has read before and the offset of its new time namespace: one reading
         of a clock that jumps. A 32-bit thread makes its calls there, too, and is in none of them unless it is in a call.
         """
         process = self.process
         inside = process.vdso <= self.regs[process.arch.ip] < process.padding
-        return inside and self.issued_again < 0 and process.arch.pending_call(self.regs) is None
+        running = not self.stopped_by and self.issued_again < 0 and process.arch.pending_call(self.regs) is None
+        return inside and running
 
 
 class FrozenProcess(Process):
