@@ -12,7 +12,7 @@ import os
 import time
 
 from torpor import preflight
-from torpor.arch.contract import NO_LIMIT
+from torpor.arch.waits import NO_LIMIT
 from torpor.errors import NoPermission, Obstacle, TorporError
 from torpor.image.format import Constant, FileData, Header, Pages
 from torpor.image.format import DataRun as Run

@@ -11,7 +11,7 @@ import os
 import time
 from itertools import count
 
-from torpor.arch.contract import NO_LIMIT
+from torpor.arch.waits import NO_LIMIT
 from torpor.errors import Obstacle
 from torpor.image.record import Record
 from torpor.linux import clone, libc, pidfd, procfs, ptrace, sched

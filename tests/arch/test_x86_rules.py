@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.arch.x86_program import Child, build
+from torpor.arch.rules import anything
 from torpor.arch.x86 import cpu, registers, rules
 from torpor.arch.x86.registers import REGISTERS_32, REGISTERS_64, X86Registers
 from torpor.arch.x86.rules import RULES
@@ -160,7 +161,7 @@ def altered(record: Record, field: str, value: Any) -> Record:
 
 def test_every_rule_is_tried() -> None:
     ruled = {
-        (record, name) for record, row in RULES.items() for name, rule in row.items() if rule is not rules._anything
+        (record, name) for record, row in RULES.items() for name, rule in row.items() if rule is not anything
     }
     assert ruled == {(record, name) for record, row in HOSTILE.items() for name in row}
     assert set(RULES) == {state.record for state in STATES} and len(STATES) == 17

@@ -11,6 +11,8 @@ import itertools
 import struct
 import sys
 
+from torpor.arch.waits import Waits
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,9 +63,6 @@ if TYPE_CHECKING:
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
 EINTR = 4
 
-NO_LIMIT = 1 << 62
-"""Time left of a wait that has no relative limit: it waits for ever (146 years will do), or until a deadline in its arguments."""
-
 
 class Code:
     """Machine code that torpor lends to a task: position, variables and absolute addresses are filled in by `placed`."""
@@ -110,7 +109,7 @@ class Room:
         self.code, self.data, self.pointer, self.registers = code, data, pointer, registers
 
 
-class Arch:
+class Arch(Waits):
     """One kind of task. Instances are made by the family's package (`torpor.arch.x86`)."""
 
     name: str
@@ -139,7 +138,6 @@ class Arch:
     slot_count: int
     """... and how many there are."""
     syscall_instruction: tuple[bytes, ...]
-    syscalls: Mapping[str, int]
     code: Code
     registers: RegisterSets
     header: Callable[[], Record]
@@ -242,36 +240,6 @@ class Arch:
         values = {name: settled[name[2:]] for name in self.code.variables if name[:2] == "r_"}
         values["v_flags"] = settled[self.flags] & self.kept_flags
         return values
-
-    def asked(self, number: int, arguments: Sequence[int], read: Callable[[int, int], bytes]) -> int | None:
-        """How many ns call `number` was asked to wait, counted from its start; None when it waits otherwise.
-
-        `read` gives bytes of the task's memory. Only calls that are resumed with the time that was left are known here.
-        """
-        raise NotImplementedError
-
-    def sensible(self, number: int, arguments: Sequence[int], read: Callable[[int, int], bytes]) -> bool:
-        """Whether the time limit or deadline that call `number` was given is one that the kernel takes, within a century.
-
-        Where a call comes with 32- and with 64-bit times this tells in which of the two a thread waits: two words of 32
-        bits, read as one, are more than that.
-        """
-        raise NotImplementedError
-
-    def shorten(self, number: int, arguments: list[int], left: int, put: Callable[[bytes], int]) -> None:
-        """Change the arguments of call `number` so that it waits `left` ns instead of what the program asked for.
-
-        `put` places a timespec in the task's memory. Calls with an absolute deadline keep it: the clock goes on, too.
-        """
-        raise NotImplementedError
-
-    def call_fault(self, number: int, left: int) -> str | None:
-        """Why no thread can be in the call `number` with `left` ns to go, or None: only waits with a time limit are resumed."""
-        raise NotImplementedError
-
-    def retried(self, number: int) -> bool:
-        """Whether call `number` has a time limit and is ended by any stop, so that it is issued again from a slot."""
-        raise NotImplementedError
 
     def to_slot(self, at: int, regs: Registers, number: int, left: int) -> tuple[bytes, Registers]:
         """The code of a slot at the address `at`, and the registers with which a thread begins there.

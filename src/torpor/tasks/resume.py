@@ -9,16 +9,15 @@ so that the call ends at once and the kernel itself has built the block. docs/ar
 from __future__ import annotations
 
 import os
-import struct
 
-from torpor.arch.contract import ERESTART_RESTARTBLOCK, NO_LIMIT
+from torpor.arch.contract import ERESTART_RESTARTBLOCK
+from torpor.arch.waits import NO_LIMIT
 from torpor.linux import ptrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from torpor.tasks.remote import Remote
 
-NSEC = 1_000_000_000
 _SYSCALL_STOP = 5 | 0x80
 
 
@@ -66,8 +65,3 @@ def _await(tid: int, signal: int) -> None:
         if (signal and status >> 8 == signal) or (not signal and status >> 16 == ptrace.EVENT_STOP):
             return
         ptrace.cont(tid)
-
-
-def timespec(ns: int) -> bytes:
-    """struct timespec with 64-bit members."""
-    return struct.pack("=qq", *divmod(ns, NSEC))

@@ -15,7 +15,8 @@ import struct
 import time
 
 from torpor import arch
-from torpor.arch.contract import ERESTART_RESTARTBLOCK, NO_LIMIT
+from torpor.arch.contract import ERESTART_RESTARTBLOCK
+from torpor.arch.waits import NO_LIMIT
 from torpor.errors import Unsupported
 from torpor.linux import memory, procfs
 from torpor.tasks.retry import slots_at

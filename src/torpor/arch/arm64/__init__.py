@@ -10,14 +10,14 @@ Sources: include/uapi/asm-generic/unistd.h; arch/arm64/kernel/signal.c, do_signa
 
 from __future__ import annotations
 
-import struct
 import sys
 
 from torpor.arch.arm64 import cpu
 from torpor.arch.arm64.code import CODE_64
 from torpor.arch.arm64.registers import GENERAL, INSTRUCTION, KEPT, NT_PRFPREG, REGISTERS, VECTOR
 from torpor.arch.arm64.rules import NONE, PSTATE
-from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS, NO_LIMIT, Arch
+from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS, Arch
+from torpor.arch.waits import RETRIED, TIME_ARGUMENT, rest, timespec
 from torpor.linux import ptrace
 
 TYPE_CHECKING = False
@@ -27,18 +27,12 @@ if TYPE_CHECKING:
     from torpor.arch.contract import Registers, Seen, Task
     from torpor.image.record import Record
 
-NSEC = 1_000_000_000
-_TIME_ARGUMENT = {"nanosleep": 0, "clock_nanosleep": 2, "futex": 3}
-"""Which argument of a call that has a restart block is its timespec."""
-_RETRIED = {"epoll_pwait": 3, "epoll_pwait2": 3, "semtimedop": 3, "rt_sigtimedwait": 2, "io_getevents": 4}
-"""Which argument of a call that any stop ends is its time limit; of the first in milliseconds, of the others a timespec."""
 _RESTARTED = frozenset((
     "read", "write", "openat", "ioctl", "fcntl", "flock", "futex", "wait4", "waitid", "accept", "accept4", "connect",
     "sendto", "recvfrom", "sendmsg", "recvmsg", "recvmmsg",
 ))  # fmt: skip
 """Calls that go on behind a signal handler with SA_RESTART (signal(7)); all others end with EINTR."""
 
-_TIMESPEC = struct.Struct("=qq")
 _SLOT = bytes.fromhex("010000d4 e09f00f9 681180d2 010000d4")
 """svc #0; str x0, [sp, #312]; mov x8, #139; svc #0"""
 
@@ -57,7 +51,6 @@ _SYSCALLS = {
     "wait4": 260, "prlimit64": 261, "execveat": 281, "mlock2": 284, "io_pgetevents": 292, "rseq": 293,
     "pidfd_open": 434, "clone3": 435, "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441,
 }  # fmt: skip
-_NAMES = {number: name for name, number in _SYSCALLS.items()}
 
 
 class Arm64(Arch):
@@ -106,10 +99,10 @@ class Arm64(Arch):
 
     def _error(self, number: int, arguments: Sequence[int]) -> int:
         """With which of ERESTART* the kernel ends call `number` when a signal comes."""
-        name = _NAMES.get(number, "")
+        name, _ = self.call_name(number)
         if name == "restart_syscall":
             return ERESTART_RESTARTBLOCK
-        if name in _TIME_ARGUMENT and not self.absolute(name, arguments) and arguments[_TIME_ARGUMENT[name]]:
+        if name in TIME_ARGUMENT and not self.absolute(name, arguments) and arguments[TIME_ARGUMENT[name]]:
             return ERESTART_RESTARTBLOCK
         return ERESTARTSYS if name in _RESTARTED else ERESTARTNOHAND
 
@@ -138,57 +131,14 @@ class Arm64(Arch):
         values = super().heal_values(regs, tid)
         return {**values, "v_v": int.from_bytes(vectors, sys.byteorder), "v_fpsr": fpsr, "v_fpcr": fpcr}
 
-    def asked(self, number: int, arguments: Sequence[int], read: Callable[[int, int], bytes]) -> int | None:
-        """See Arch.asked."""
-        name = _NAMES.get(number, "")
-        if name == "epoll_pwait":
-            milliseconds = arguments[3] & 0xFFFFFFFF
-            return milliseconds * 1_000_000 if milliseconds < 1 << 31 else None
-        which = _TIME_ARGUMENT.get(name, _RETRIED.get(name))
-        if which is None or self.absolute(name, arguments) or not arguments[which]:
-            return None
-        try:
-            seconds, nanoseconds = struct.unpack("=qq", read(arguments[which], 16))
-        except (OSError, struct.error):
-            return None
-        return min(max(0, int(seconds * NSEC + nanoseconds)), NO_LIMIT)
-
-    def sensible(self, number: int, arguments: Sequence[int], read: Callable[[int, int], bytes]) -> bool:
-        """See Arch.sensible: every call comes with one kind of times only."""
-        return True
-
-    def shorten(self, number: int, arguments: list[int], left: int, put: Callable[[bytes], int]) -> None:
-        """See Arch.shorten."""
-        name = _NAMES.get(number, "")
-        if name in _TIME_ARGUMENT and not self.absolute(name, arguments):
-            arguments[_TIME_ARGUMENT[name]] = put(struct.pack("=qq", *divmod(left, NSEC)))
-
-    def call_fault(self, number: int, left: int) -> str | None:
-        """See Arch.call_fault."""
-        name = _NAMES.get(number, "")
-        if name not in _RETRIED and name not in _TIME_ARGUMENT and name != "restart_syscall":
-            return f"is in call {number}, which has no rest of a time limit"
-        if left == NO_LIMIT and name not in _RETRIED:
-            return None
-        longest = 0x7FFFFFFF * 1_000_000 if name == "epoll_pwait" else NO_LIMIT
-        return f"has {left} ns left of {name}, more than can be asked for" if left > longest else None
-
-    def retried(self, number: int) -> bool:
-        """See Arch.retried."""
-        return _NAMES.get(number, "") in _RETRIED
-
     def to_framed_slot(self, at: int, thread: Task, number: int, left: int) -> tuple[bytes, bytes, Registers]:
         """See Arch.to_framed_slot: the call, its result into the frame, rt_sigreturn(2). The frame is that of `heal`."""
-        name, regs = _NAMES[number], thread.regs
+        (name, narrow), regs = self.call_name(number), thread.regs
         values = self.heal_values({**regs, "pc": regs["pc"] + INSTRUCTION}, thread.tid) | {"v_mask": thread.mask}
         frame = self.code.placed(0, 0, values)[self.code.symbols["frame"] :]
-        start = regs["sp"] - len(frame) - _TIMESPEC.size & -16
-        if name == "epoll_pwait":
-            limit = min(-(-left // 1_000_000), 0x7FFFFFFF)
-        else:
-            limit = start + len(frame)
-            frame += _TIMESPEC.pack(*divmod(left, NSEC))
-        return _SLOT, frame, {**regs, "pc": at, "sp": start, self.arguments[_RETRIED[name]]: limit}
+        start = regs["sp"] - len(frame) - len(timespec(left, narrow)) & -16
+        limit, words = rest(name, narrow, left, start + len(frame))
+        return _SLOT, frame + words, {**regs, "pc": at, "sp": start, self.arguments[RETRIED[name]]: limit}
 
     def from_slot(self, code: bytes, at: int, regs: Registers, read: Callable[[int, int], bytes]) -> Registers:
         """See Arch.from_slot."""
@@ -206,12 +156,6 @@ class Arm64(Arch):
         if regs["pc"] == at + INSTRUCTION:
             return {**kept, **{name: regs[name] for name in ("x0", "orig_x0", "syscallno")}}
         return kept
-
-    def absolute(self, name: str, arguments: Sequence[int]) -> bool:
-        """Whether the time that a call was given is a deadline (clock_nanosleep(2), futex(2))."""
-        if name == "clock_nanosleep":
-            return bool(arguments[1] & 1)
-        return name == "futex" and arguments[1] & 0x7F not in (0,)
 
 
 KINDS = (Arm64(),)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import struct
 
-from torpor.arch.arm64.state import KNOWN_BITS, STATE_OF, STATES, Arm64Sve
+from torpor.arch.arm64.state import STATE_OF, STATES, Arm64Sve
+from torpor.arch.masks import refusals
 from torpor.errors import Obstacle, UsageError
 from torpor.image.fields import array, text, u32
 from torpor.image.record import Record
@@ -67,39 +68,15 @@ def verdict(header: Arm64Header, used: int, *, here: Arm64Header, cpu: str = "sa
     `header` is the image's, `used` the union of the record masks of its threads. `cpu` is "same" when the program may
     use whatever its old CPU offered, "used" when the user says that it only needs what it holds state of.
     """
-    if not (header.features.isprintable() and header.model.isprintable()):
-        return ["the features of the CPU it comes from are no words that can be printed; take another checkpoint"]
-    refusals = []
-    unknown = [str(bit) for bit in range(64) if (used & ~KNOWN_BITS) >> bit & 1]
-    if unknown:
-        refusals.append(
-            f"the threads have register records of kinds that this version of torpor does not know (bits "
-            f"{', '.join(unknown)}); restart them with the version that wrote them, or a newer one"
-        )
-    offered = set(here.features.split())
-    needed: dict[str, list[str]] = {}
-    for state in STATES:
-        if used >> state.bit & 1 and state.feature:
-            needed.setdefault(state.feature, []).append(state.title)
-    for feature, titles in needed.items():
-        if feature not in offered:
-            refusals.append(
-                f"{feature}: its {' and '.join(titles)} are in use, and this CPU or kernel has none; "
-                f"restart on a machine with {feature}"
-            )
-    lacking = sorted(set(header.features.split()) - offered - needed.keys())
-    if lacking and cpu != "used":
-        refusals.append(
-            f"{', '.join(lacking)}: offered to the program where it ran (CPU {header.model or 'unknown'}), not here; "
-            "it may have chosen its code accordingly; restart on such a CPU, or say cpu=used if it uses none of them"
-        )
+    ran_on = f"CPU {header.model or 'unknown'}"
+    found = refusals(header.features, header.model, used, here.features.split(), cpu, STATES, ran_on=ran_on)
     in_use = used >> STATE_OF[Arm64Sve].bit & 1
     if header.sve_length != here.sve_length and here.sve_length and header.sve_length and (in_use or cpu != "used"):
-        refusals.append(
+        found.append(
             f"sve: its vectors were of {header.sve_length} bytes where the program ran, and are of {here.sve_length} here; "
             "set /proc/sys/abi/sve_default_vector_length" + ("" if in_use else ", or say cpu=used if it uses none of them")
         )
-    return refusals
+    return found
 
 
 def _ask() -> Arm64Header:

@@ -11,7 +11,7 @@ import errno
 import struct
 
 from torpor.arch.arm64 import cpu
-from torpor.arch.arm64.rules import CALL_LIMIT, NONE, Facts, asks_again, faults
+from torpor.arch.arm64.rules import NONE, RULES
 from torpor.arch.arm64.state import (
     STATE_OF,
     Arm64AddressKeys,
@@ -22,9 +22,10 @@ from torpor.arch.arm64.state import (
     Arm64TaggedAddresses,
     Arm64Tls,
     Arm64Vector,
-    mask_of,
 )
 from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK
+from torpor.arch.masks import in_order, mask_of
+from torpor.arch.rules import CALL_LIMIT, Facts, asks_again, faults
 from torpor.errors import Obstacle, Unsupported
 from torpor.linux import ptrace
 
@@ -101,7 +102,7 @@ class Arm64Registers:
 
     def general_record(self, regs: Mapping[str, int]) -> Arm64General:
         """The record of these general registers; a call that no kernel knows, as programs make them, is none."""
-        if regs["syscallno"] >= CALL_LIMIT and regs["syscallno"] != NONE and not asks_again(regs["x0"]):
+        if regs["syscallno"] >= CALL_LIMIT and regs["syscallno"] != NONE and not asks_again(regs["x0"], 8):
             regs = {**regs, "syscallno": NONE}
         return Arm64General(**regs)
 
@@ -192,7 +193,7 @@ class Arm64Registers:
 
     def mask(self, records: Sequence[Record]) -> int:
         """The record mask that announces `records` (R-B5)."""
-        return mask_of(records)
+        return mask_of(records, STATE_OF)
 
     def room(self, records: Sequence[Record]) -> Room | None:
         """Nothing: the kernel makes room for scalable vectors when they are written."""
@@ -208,13 +209,13 @@ class Arm64Registers:
         syscall_before: Callable[[int], bool],
     ) -> list[str]:
         """Everything that is wrong with these records, a sentence each that names the register (R-D1)."""
-        bits = [STATE_OF[type(record)].bit if type(record) in STATE_OF else -1 for record in records]
-        if -1 in bits or sorted(set(bits)) != bits:
+        if not in_order(records, STATE_OF):
             return ["the register records are unknown, repeated or out of order"]
         if not records or not isinstance(records[0], Arm64General):
             return ["the thread does not have exactly one record of 64-bit general registers"]
-        facts = Facts(records[0], user_limit, is_executable, syscall_before)
-        return [fault for record in records for fault in faults(record, facts)]
+        facts = Facts(user_limit, is_executable, syscall_before)
+        facts.word, facts.ip, facts.call = 8, records[0].pc, records[0].syscallno
+        return [fault for record in records for fault in faults(record, RULES[type(record)], facts)]
 
 
 def again(regs: Mapping[str, int]) -> Mapping[str, int]:
@@ -223,7 +224,7 @@ def again(regs: Mapping[str, int]) -> Mapping[str, int]:
     Source: arch/arm64/kernel/signal.c, do_signal() and setup_restart_syscall(), which leaves its number in x8.
     """
     error = NONE + 1 - regs["x0"]
-    if not asks_again(regs["x0"]):
+    if not asks_again(regs["x0"], 8):
         return regs
     number = RESTART_SYSCALL if error == ERESTART_RESTARTBLOCK else regs["syscallno"]
     return {**regs, "x0": regs["orig_x0"], "x8": number, "pc": regs["pc"] - INSTRUCTION}

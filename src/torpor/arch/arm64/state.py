@@ -8,12 +8,13 @@ Sources: struct user_pt_regs, user_fpsimd_state, user_sve_header, user_pac_*_key
 
 from __future__ import annotations
 
+from torpor.arch.masks import State
 from torpor.image.fields import address, array, blob, raw, u16, u32, u64
 from torpor.image.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 
 class Arm64General(Record, type=0x1100):
@@ -108,18 +109,6 @@ class Arm64EnabledKeys(Record, type=0x1109):
     keys: int = u64("bit 0 to 3: apia, apib, apda, apdb")
 
 
-class State:
-    """A row of the table: one kind of register record."""
-
-    __slots__ = ("bit", "feature", "record", "title")
-
-    def __init__(self, bit: int, record: type[Record], feature: str, title: str) -> None:
-        self.bit, self.record = bit, record
-        self.feature = feature
-        """What a CPU and kernel must offer to take it, or nothing."""
-        self.title = title
-
-
 STATES: tuple[State, ...] = (
     State(0, Arm64General, "", "64-bit registers"),
     State(2, Arm64Tls, "", "thread pointers"),
@@ -134,12 +123,3 @@ STATES: tuple[State, ...] = (
 """Record type = 0x1100 + bit; bits 1 and 3 are kept for 32-bit ARM. A bit never changes its meaning."""
 
 STATE_OF: dict[type[Record], State] = {state.record: state for state in STATES}
-KNOWN_BITS = sum(1 << state.bit for state in STATES)
-
-
-def mask_of(records: Sequence[Record]) -> int:
-    """The record mask (R-B5) that announces `records`. KeyError for a record that is no register record of AArch64."""
-    mask = 0
-    for record in records:
-        mask |= 1 << STATE_OF[type(record)].bit
-    return mask

@@ -5,9 +5,8 @@ Sources: arch/x86/entry/syscalls/syscall_{32,64}.tbl, arch/x86/kernel/signal.c, 
 
 from __future__ import annotations
 
-import struct
-
-from torpor.arch.contract import NO_LIMIT, Arch
+from torpor.arch.contract import Arch
+from torpor.arch.waits import RETRIED, rest
 from torpor.arch.x86 import cpu
 from torpor.arch.x86.code import CODE_32, CODE_64
 from torpor.arch.x86.registers import REGISTERS_32, REGISTERS_64, TILES
@@ -15,19 +14,13 @@ from torpor.arch.x86.state import STATE_OF, X86TileData
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from torpor.arch.contract import Registers
     from torpor.image.record import Record
 
 _ENTRY = {"eflags": 0x202}
 ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM = 0x1022, 0x1023  # asm/prctl.h
-NSEC = 1_000_000_000
-_TIME_ARGUMENT = {"nanosleep": 0, "clock_nanosleep": 2, "futex": 3}
-"""Which argument of a call that has a restart block is its timespec."""
-_RETRIED = {"epoll_wait": 3, "epoll_pwait": 3, "epoll_pwait2": 3, "semtimedop": 3, "rt_sigtimedwait": 2, "io_getevents": 4}
-"""Which argument of a call that any stop ends is its time limit; of the first two in milliseconds, of the others a timespec."""
-_MILLISECONDS = ("poll", "epoll_wait", "epoll_pwait")
 _MOVE = {  # mov register, immediate
     "rcx": b"\x48\xb9", "rdx": b"\x48\xba", "r10": b"\x49\xba", "r8": b"\x49\xb8",
     "edx": b"\xba", "esi": b"\xbe", "edi": b"\xbf",
@@ -110,73 +103,14 @@ class X86(Arch):
 
     syscall_instruction = (b"\x0f\x05", b"\xcd\x80", b"\x0f\x34")  # syscall, int 0x80, sysenter: two bytes each
 
-    def _name(self, number: int) -> tuple[str, bool]:
-        """(name, whether its times are of two 32-bit words) of a call."""
-        name = next((name for name, known in self.syscalls.items() if known == number), "")
-        return name.removesuffix("_time32"), name.endswith("_time32")
-
-    def asked(self, number: int, arguments: Sequence[int], read: Callable[[int, int], bytes]) -> int | None:
-        """See Arch.asked."""
-        name, narrow = self._name(number)
-        if name in _MILLISECONDS:
-            milliseconds = arguments[2 if name == "poll" else 3] & 0xFFFFFFFF
-            return milliseconds * 1_000_000 if milliseconds < 1 << 31 else None
-        if self.absolute(name, arguments) or (limit := self._limit(name, narrow, arguments, read)) is None:
-            return None
-        seconds, nanoseconds = limit
-        return min(max(0, seconds * NSEC + nanoseconds), NO_LIMIT)
-
-    def _limit(
-        self, name: str, narrow: bool, arguments: Sequence[int], read: Callable[[int, int], bytes]
-    ) -> tuple[int, int] | None:
-        """(seconds, nanoseconds) that a call was given in a timespec; None where it has none."""
-        which = _TIME_ARGUMENT.get(name, _RETRIED.get(name))
-        if which is None or not arguments[which]:
-            return None
-        try:
-            seconds, nanoseconds = struct.unpack("<ii" if narrow else "<qq", read(arguments[which], 8 if narrow else 16))
-        except (OSError, struct.error):
-            return None
-        return seconds, nanoseconds
-
-    def sensible(self, number: int, arguments: Sequence[int], read: Callable[[int, int], bytes]) -> bool:
-        """See Arch.sensible."""
-        name, narrow = self._name(number)
-        if name in _MILLISECONDS:
-            return True
-        limit = self._limit(name, narrow, arguments, read)
-        return limit is not None and 0 <= limit[0] < 1 << 32 and 0 <= limit[1] < NSEC
-
-    def shorten(self, number: int, arguments: list[int], left: int, put: Callable[[bytes], int]) -> None:
-        """See Arch.shorten."""
-        name, narrow = self._name(number)
-        if name == "poll":
-            arguments[2] = -(-left // 1_000_000)
-        elif name in _TIME_ARGUMENT and not self.absolute(name, arguments):
-            arguments[_TIME_ARGUMENT[name]] = put(struct.pack("<ii" if narrow else "<qq", *divmod(left, NSEC)))
-
-    def call_fault(self, number: int, left: int) -> str | None:
-        """See Arch.call_fault."""
-        name, narrow = self._name(number)
-        if name not in _RETRIED and name not in _TIME_ARGUMENT and name not in ("poll", "restart_syscall"):
-            return f"is in call {number}, which has no rest of a time limit"
-        if left == NO_LIMIT and name not in _RETRIED:
-            return None
-        longest = 0x7FFFFFFF * (1_000_000 if name in _MILLISECONDS else NSEC) if narrow or name in _MILLISECONDS else NO_LIMIT
-        return f"has {left} ns left of {name}, more than can be asked for" if left > longest else None
-
-    def retried(self, number: int) -> bool:
-        """See Arch.retried."""
-        return self._name(number)[0] in _RETRIED
-
     def to_slot(self, at: int, regs: Registers, number: int, left: int) -> tuple[bytes, Registers]:
         """See Arch.to_slot.
 
         The call; the register back; on 64 bit rcx, in which the call leaves where it returned to; `jmp [address]`; then the
         address, and a timespec.
         """
-        name, narrow = self._name(number)
-        register = self.arguments[_RETRIED[name]]
+        name, narrow = self.call_name(number)
+        register = self.arguments[RETRIED[name]]
         back = regs[self.ip] + 2
         size = self.word
         code = (b"\x0f\x05" if size == 8 else b"\xcd\x80") + _MOVE[register] + regs[register].to_bytes(size, "little")
@@ -184,12 +118,8 @@ class X86(Arch):
             code += _MOVE["rcx"] + back.to_bytes(8, "little")
         target = len(code) + 6
         code += b"\xff\x25" + (0 if size == 8 else at + target).to_bytes(4, "little") + back.to_bytes(size, "little")
-        if name in _MILLISECONDS:
-            limit = min(-(-left // 1_000_000), 0x7FFFFFFF)
-        else:
-            limit = at + len(code)
-            code += struct.pack("<ii" if narrow else "<qq", *divmod(left, NSEC))
-        return code, {**regs, self.ip: at, register: limit}
+        limit, words = rest(name, narrow, left, at + len(code))
+        return code + words, {**regs, self.ip: at, register: limit}
 
     def from_slot(self, code: bytes, at: int, regs: Registers, read: Callable[[int, int], bytes]) -> Registers:
         """See Arch.from_slot."""
@@ -205,12 +135,6 @@ class X86(Arch):
         if regs[self.ip] == at:  # it has not made the call yet
             return {**taken, self.ip: back - 2}
         return {**taken, self.ip: back, "rcx": back} if size == 8 else {**taken, self.ip: back}
-
-    def absolute(self, name: str, arguments: Sequence[int]) -> bool:
-        """Whether the time that a call was given is a deadline (clock_nanosleep(2), futex(2))."""
-        if name == "clock_nanosleep":
-            return bool(arguments[1] & 1)
-        return name == "futex" and arguments[1] & 0x7F not in (0,)
 
 
 class X86_64(X86):

@@ -13,7 +13,8 @@ from __future__ import annotations
 import ctypes
 import os
 
-from torpor.arch.x86.state import KNOWN_BITS, STATE_OF, STATES, X86Pkru
+from torpor.arch.masks import refusals
+from torpor.arch.x86.state import STATE_OF, STATES, X86Pkru
 from torpor.arch.x86.xstate import EXTENDED, FXSAVE_SIZE, Layout
 from torpor.errors import Obstacle, UsageError
 from torpor.image.fields import array, text, u8, u32, u64
@@ -137,34 +138,8 @@ def verdict(header: X86Header, used: int, *, here: Sequence[str], cpu: str = "sa
     `header` is the image's, `used` the union of the record masks of its threads. `cpu` is "same" when the program may
     use whatever its old CPU offered, "used" when the user says that it only needs what it holds state of.
     """
-    if not (header.features.isprintable() and header.model.isprintable()):
-        return ["the features of the CPU it comes from are no words that can be printed; take another checkpoint"]
-    refusals = []
-    unknown = [str(bit) for bit in range(64) if (used & ~KNOWN_BITS) >> bit & 1]
-    if unknown:
-        refusals.append(
-            f"the threads have register records of kinds that this version of torpor does not know (bits "
-            f"{', '.join(unknown)}); restart them with the version that wrote them, or a newer one"
-        )
-    needed: dict[str, list[str]] = {}
-    for state in STATES:
-        if used >> state.bit & 1 and state.feature:
-            needed.setdefault(state.feature, []).append(state.title)
-    for feature, titles in needed.items():
-        if feature == "mpx":
-            refusals.append("mpx: bounds registers are in use, which Linux supports no longer; rebuild the program without")
-        elif feature not in here:
-            refusals.append(
-                f"{feature}: its {' and '.join(titles)} are in use, and this CPU or kernel has none; "
-                f"restart on a machine with {feature}"
-            )
-    lacking = sorted(set(header.features.split()) - set(here) - needed.keys())
-    if lacking and cpu != "used":
-        refusals.append(
-            f"{', '.join(lacking)}: offered to the program where it ran ({header.model or 'unknown CPU'}), not here; "
-            "it may have chosen its code accordingly; restart on such a CPU, or say cpu=used if it uses none of them"
-        )
-    return refusals
+    ran_on = header.model or "unknown CPU"
+    return refusals(header.features, header.model, used, here, cpu, STATES, ran_on=ran_on)
 
 
 def user_limit_32() -> int:

@@ -14,8 +14,10 @@ import os
 import struct
 
 from torpor.arch.contract import EINTR, ERESTARTNOHAND, Room
+from torpor.arch.masks import in_order, mask_of
+from torpor.arch.rules import CALL_LIMIT, asks_again, faults
 from torpor.arch.x86 import cpu, xstate
-from torpor.arch.x86.rules import CALL_LIMIT, DR6_AT_REST, DR6_CONDITIONS, Facts, asks_again, faults
+from torpor.arch.x86.rules import DR6_AT_REST, DR6_CONDITIONS, RULES, X86Facts
 from torpor.arch.x86.state import (
     ON_32,
     ON_64,
@@ -28,7 +30,6 @@ from torpor.arch.x86.state import (
     X86TileData,
     X86Tls,
     X86TlsEntry,
-    mask_of,
 )
 from torpor.errors import Obstacle, Unsupported
 from torpor.linux import libc, ptrace
@@ -229,7 +230,7 @@ class X86Registers:
 
     def mask(self, records: Sequence[Record]) -> int:
         """The record mask that announces `records` (R-B5)."""
-        return mask_of(records)
+        return mask_of(records, STATE_OF)
 
     def room(self, records: Sequence[Record]) -> Room | None:
         """What a thread with AMX tiles must execute before `write`, after its process has asked for them; None without tiles.
@@ -264,14 +265,13 @@ class X86Registers:
         `user_limit`: the first address that no program of this kind can use. The three functions answer for the memory
         that the image describes: is this address executable, is it mapped, does a system call instruction end here.
         """
-        bits = [STATE_OF[type(record)].bit if type(record) in STATE_OF else -1 for record in records]
-        if -1 in bits or sorted(set(bits)) != bits:
+        if not in_order(records, STATE_OF):
             return ["the register records are unknown, repeated or out of order"]
-        if not records or type(records[0]) is not self.general or (bits[1:] and bits[1] < 2):
+        if not records or type(records[0]) is not self.general or (len(records) > 1 and STATE_OF[type(records[1])].bit < 2):
             return [f"the thread does not have exactly one record of {8 * self.word}-bit general registers"]
         wide = cpu.host().layout.wide
-        facts = Facts(records, user_limit, is_executable, is_mapped, syscall_before, wide)
-        return [fault for record in records for fault in faults(record, facts)]
+        facts = X86Facts(records, user_limit, is_executable, is_mapped, syscall_before, wide)
+        return [fault for record in records for fault in faults(record, RULES[type(record)], facts)]
 
     def _area_note(self) -> int:
         """Of the register set that is an XSAVE area, or FXSAVE's where there is no XSAVE."""

@@ -10,6 +10,7 @@ Intel SDM vol. 1, 3.4.3, 8.1 and 10.2.3, vol. 2 LDTILECFG, vol. 3 17.2.
 
 from __future__ import annotations
 
+from torpor.arch.rules import Facts, call, executable, numbers, result, row, stack, within
 from torpor.arch.x86.state import (
     CODE_64,
     ON_32,
@@ -40,12 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from torpor.arch.rules import Rule, Rules
     from torpor.image.record import Record
-
-    Rule = Callable[[Any, "Facts"], str | None]
-
-CALL_LIMIT = 1024
-"""No system call has this number or a higher one; both tables end below 600 and grow by a few a year."""
 
 FLAGS = 0x254FD7
 """What a program can have in EFLAGS: CF PF AF ZF SF DF OF, what it can set by POPF (NT AC ID), what the hardware keeps
@@ -58,13 +55,10 @@ DR6_AT_REST, DR6_CONDITIONS = 0xFFFF0FF0, 0xE00F
 _DR7_BITS = 0xFFFF07FF  # bit 10 is always 1 in the hardware's; 11 to 15 are reserved, or GD
 
 
-class Facts:
-    """What a rule may look at besides the value itself."""
+class X86Facts(Facts):
+    """What a rule of x86 may look at besides the value itself."""
 
-    __slots__ = (
-        "call", "debug", "ip", "is_executable", "is_mapped", "numbering", "selectors", "syscall_before", "user_limit",
-        "wide", "word",
-    )  # fmt: skip
+    __slots__ = ("debug", "is_mapped", "numbering", "selectors", "wide")
 
     def __init__(
         self,
@@ -75,9 +69,10 @@ class Facts:
         syscall_before: Callable[[int], bool],
         wide: bool,
     ) -> None:
-        self.user_limit, self.wide = user_limit, wide
+        super().__init__(user_limit, is_executable, syscall_before)
+        self.wide = wide
         """`wide`: the kernel here is a 64-bit one."""
-        self.is_executable, self.is_mapped, self.syscall_before = is_executable, is_mapped, syscall_before
+        self.is_mapped = is_mapped
         self.debug: X86Debug | None = None
         self.selectors: list[int] = []
         """Of the TLS descriptors in use."""
@@ -93,74 +88,34 @@ class Facts:
                 self.debug = record
 
 
-def faults(record: Record, facts: Facts) -> list[str]:
-    """What is wrong with one record: a sentence for each field, naming the register."""
-    found = []
-    for name, rule in RULES[type(record)].items():
-        value = getattr(record, name)
-        if reason := rule(value, facts):
-            shown = f" {value:#x}" if isinstance(value, int) else ""
-            found.append(f"register {name}{shown} {reason}")
-    return found
-
-
-def asks_again(result: int, word: int) -> bool:
-    """Whether the result register holds -ERESTART* (512 to 516): the kernel may then move the ip back."""
-    return 512 <= (1 << 8 * word) - result <= 516
-
-
-def _anything(value: Any, facts: Facts) -> None:
-    """A value of the program's own that neither CPU nor kernel interprets, or of which every one is good."""
-
-
-def _code(value: int, facts: Facts) -> str | None:
+def _code(value: int, facts: X86Facts) -> str | None:
     allowed = (CODE_64, ON_64.code) if facts.word == 8 else (ON_64.code, ON_32.code)
     return None if value in allowed else f"is not a code segment of user programs ({allowed[0]:#x} or {allowed[1]:#x})"
 
 
-def _stack_segment(value: int, facts: Facts) -> str | None:
+def _stack_segment(value: int, facts: X86Facts) -> str | None:
     data = facts.numbering.data
     return None if value == data else f"is not the data segment of user programs ({data:#x})"
 
 
-def _segment(value: int, facts: Facts) -> str | None:
+def _segment(value: int, facts: X86Facts) -> str | None:
     data = facts.numbering.data
     if value in (0, data, *facts.selectors):
         return None
     return f"is neither the data segment of user programs ({data:#x}) nor a TLS descriptor in use; LDTs are not saved"
 
 
-def _instruction(value: int, facts: Facts) -> str | None:
-    return None if facts.is_executable(value) else "does not lie in executable memory"
-
-
-def _stack(value: int, facts: Facts) -> str | None:
-    # An empty stack at the very top is in order; and a program may use the register for something else.
-    return None if value <= facts.user_limit else f"lies above user memory, which ends at {facts.user_limit:#x}"
-
-
-def _base(value: int, facts: Facts) -> str | None:
+def _base(value: int, facts: X86Facts) -> str | None:
     return None if value < facts.user_limit else f"lies above user memory, which ends at {facts.user_limit:#x}"
 
 
-def _flags(value: int, facts: Facts) -> str | None:
+def _flags(value: int, facts: X86Facts) -> str | None:
     wrong = value & ~FLAGS
     names = {_FORBIDDEN_FLAGS.get(bit, f"bit {bit}") for bit in range(64) if wrong >> bit & 1}
     return f"has {', '.join(sorted(names))} set" if names else None
 
 
-def _call(value: int, facts: Facts) -> str | None:
-    none = (1 << 8 * facts.word) - 1
-    return None if value < CALL_LIMIT or value == none else "is neither -1 nor the number of a system call"
-
-
-def _result(value: int, facts: Facts) -> str | None:
-    if facts.call >> (8 * facts.word - 1) or not asks_again(value, facts.word) or facts.syscall_before(facts.ip):
-        return None
-    return f"asks for a system call to be made again, but there is none in front of {facts.ip:#x}"
-
-
-def _tls(entries: Sequence[X86TlsEntry], facts: Facts) -> str | None:
+def _tls(entries: Sequence[X86TlsEntry], facts: X86Facts) -> str | None:
     first = facts.numbering.first_tls
     numbers = [entry.entry for entry in entries]
     if not numbers or sorted(set(numbers)) != numbers or not first <= numbers[0] <= numbers[-1] < first + 3:
@@ -185,7 +140,7 @@ def tls_fault(entry: X86TlsEntry) -> str | None:
 
 
 def _breakpoint(n: int) -> Rule:
-    def rule(value: int, facts: Facts) -> str | None:
+    def rule(value: int, facts: X86Facts) -> str | None:
         dr7 = facts.debug.dr7 if facts.debug else 0
         length = (1, 2, 8, 4)[dr7 >> 18 + 4 * n & 3] if dr7 >> 2 * n & 3 else 1
         if value + length > facts.user_limit:
@@ -195,11 +150,11 @@ def _breakpoint(n: int) -> Rule:
     return rule
 
 
-def _dr6(value: int, facts: Facts) -> str | None:
+def _dr6(value: int, facts: X86Facts) -> str | None:
     return "has reserved bits set" if value & ~(DR6_AT_REST | DR6_CONDITIONS) else None
 
 
-def _dr7(value: int, facts: Facts) -> str | None:
+def _dr7(value: int, facts: X86Facts) -> str | None:
     if value & ~_DR7_BITS:
         return "has reserved bits set"
     for n in range(4):
@@ -209,27 +164,14 @@ def _dr7(value: int, facts: Facts) -> str | None:
     return None
 
 
-def _within(mask: int) -> Rule:
-    return lambda value, facts: f"has bits set outside {mask:#x}" if value & ~mask else None
-
-
-def _pointer(value: int, facts: Facts) -> str | None:
+def _pointer(value: int, facts: X86Facts) -> str | None:
     return None if facts.wide or value >> 32 == 0 else "has more than the 32 bits that a 32-bit kernel keeps"
 
 
 def _registers(width: int) -> Rule:
-    def rule(value: bytes, facts: Facts) -> str | None:
+    def rule(value: bytes, facts: X86Facts) -> str | None:
         rest = value[8 * width :]
         return None if facts.wide or rest.count(0) == len(rest) else "has more than the 8 that a 32-bit kernel keeps"
-
-    return rule
-
-
-def _numbers(count: int, limit: int) -> Rule:
-    def rule(value: Sequence[int], facts: Facts) -> str | None:
-        if len(value) != count:
-            return f"has {len(value)} values instead of {count}"
-        return None if max(value) <= limit else f"has a value of {max(value)}, more than {limit}"
 
     return rule
 
@@ -238,64 +180,55 @@ def _at_most(limit: int) -> Rule:
     return lambda value, facts: f"is more than {limit}" if value > limit else None
 
 
-def _shadow_features(value: int, facts: Facts) -> str | None:
+def _shadow_features(value: int, facts: X86Facts) -> str | None:
     return None if value in (1, 3) else "is not a set of shadow stack features"
 
 
-def _shadow_pointer(value: int, facts: Facts) -> str | None:
+def _shadow_pointer(value: int, facts: X86Facts) -> str | None:
     if value % 8:
         return "is not a multiple of 8"
     return None if 8 <= value < facts.user_limit and facts.is_mapped(value - 8) else "does not lie in a mapping"
 
 
-def _mpx(value: Any, facts: Facts) -> str:
+def _mpx(value: Any, facts: X86Facts) -> str:
     return "belongs to MPX, which Linux no longer supports"
-
-
-def _row(record: type[Record], **special: Rule) -> dict[type[Record], dict[str, Rule]]:
-    """The rules of `record`, one for each field in the order of declaration; a field not named may hold anything."""
-    names = [field.name for field in record.declared]
-    unknown = special.keys() - names
-    if unknown:
-        raise TypeError(f"{record.__name__} has no field {unknown}")
-    return {record: {name: special.get(name, _anything) for name in names}}
 
 
 _ANY_64 = (1 << 64) - 1
 
-RULES: dict[type[Record], dict[str, Rule]] = {
-    **_row(
+RULES: Rules = {
+    **row(
         X86General64,
-        rax=_result, orig_rax=_call, rip=_instruction, cs=_code, eflags=_flags, rsp=_stack, ss=_stack_segment,
+        rax=result, orig_rax=call, rip=executable, cs=_code, eflags=_flags, rsp=stack, ss=_stack_segment,
         fs_base=_base, gs_base=_base, ds=_segment, es=_segment, fs=_segment, gs=_segment,
     ),
-    **_row(
+    **row(
         X86General32,
-        eax=_result, orig_eax=_call, eip=_instruction, cs=_code, eflags=_flags, esp=_stack, ss=_stack_segment,
+        eax=result, orig_eax=call, eip=executable, cs=_code, eflags=_flags, esp=stack, ss=_stack_segment,
         ds=_segment, es=_segment, fs=_segment, gs=_segment,
     ),
-    **_row(X86Tls, entries=_tls),
-    **_row(
+    **row(X86Tls, entries=_tls),
+    **row(
         X86Debug,
         dr0=_breakpoint(0), dr1=_breakpoint(1), dr2=_breakpoint(2), dr3=_breakpoint(3), dr6=_dr6, dr7=_dr7,
     ),
     # fcw: the CPU drops bits 7 and 13 to 15. fip, fdp, fcs and fds are there for a SIGFPE handler to read, no more.
-    **_row(X87, fcw=_within(0x1F7F), ftw=_within(0xFF), fop=_within(0x7FF), fip=_pointer, fdp=_pointer),
-    **_row(X86Sse, mxcsr=_within(0xFFFF), xmm=_registers(16)),
-    **_row(X86Avx, ymm_high=_registers(16)),
-    **_row(X86Opmask, k=_numbers(8, _ANY_64)),
-    **_row(X86ZmmHigh, zmm_high=_registers(32)),
-    **_row(X86Zmm),
-    **_row(X86Pkru),
-    **_row(
+    **row(X87, fcw=within(0x1F7F), ftw=within(0xFF), fop=within(0x7FF), fip=_pointer, fdp=_pointer),
+    **row(X86Sse, mxcsr=within(0xFFFF), xmm=_registers(16)),
+    **row(X86Avx, ymm_high=_registers(16)),
+    **row(X86Opmask, k=numbers(8, _ANY_64)),
+    **row(X86ZmmHigh, zmm_high=_registers(32)),
+    **row(X86Zmm),
+    **row(X86Pkru),
+    **row(
         X86TileConfig,
-        palette=_at_most(1), start_row=_at_most(15), columns=_numbers(8, 64), rows=_numbers(8, 16),
+        palette=_at_most(1), start_row=_at_most(15), columns=numbers(8, 64), rows=numbers(8, 16),
     ),
-    **_row(X86TileData),
-    **_row(X86ShadowStack, features=_shadow_features, ssp=_shadow_pointer),
-    **_row(X86BoundRegisters, bounds=_mpx),
-    **_row(X86BoundConfig, bndcfgu=_mpx, bndstatus=_mpx),
-    **_row(X86Apx, r=_numbers(16, _ANY_64)),
+    **row(X86TileData),
+    **row(X86ShadowStack, features=_shadow_features, ssp=_shadow_pointer),
+    **row(X86BoundRegisters, bounds=_mpx),
+    **row(X86BoundConfig, bndcfgu=_mpx, bndstatus=_mpx),
+    **row(X86Apx, r=numbers(16, _ANY_64)),
 }  # fmt: skip
 
 assert RULES.keys() == STATE_OF.keys()

@@ -10,12 +10,13 @@ and 13, Documentation/arch/x86/xstate.rst.
 
 from __future__ import annotations
 
+from torpor.arch.masks import State
 from torpor.image.fields import address, array, raw, structs, u8, u16, u32, u64
 from torpor.image.record import Record, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 
 class X86General64(Record, type=0x1000):
@@ -190,52 +191,40 @@ class X86Apx(Record, type=0x1010):
     r: list[int] = array(64, "r16 to r31", max=16)
 
 
-class State:
-    """A row of the table: one kind of register record."""
+class X86State(State):
+    """A row of the table."""
 
-    __slots__ = ("bit", "component", "feature", "record", "title")
+    __slots__ = ("component",)
 
-    def __init__(self, bit: int, record: type[Record], component: int, feature: str, title: str) -> None:
-        self.bit, self.record = bit, record
+    def __init__(self, bit: int, record: type[Record], component: int, feature: str, title: str, gone: str = "") -> None:
+        super().__init__(bit, record, feature, title, gone)
         self.component = component
         """The XSAVE state component (XCR0 bit) it is, or -1."""
-        self.feature = feature
-        """What a CPU and kernel must offer to take it (`cpu.offers`), or nothing."""
-        self.title = title
-        """What to call it in a sentence."""
 
 
-STATES: tuple[State, ...] = (
-    State(0, X86General64, -1, "lm", "64-bit registers"),
-    State(1, X86General32, -1, "ia32", "32-bit registers"),
-    State(2, X86Tls, -1, "", "TLS descriptors"),
-    State(3, X86Debug, -1, "", "debug registers"),
-    State(4, X87, 0, "fpu", "x87 registers"),
-    State(5, X86Sse, 1, "sse", "SSE registers"),
-    State(6, X86Avx, 2, "avx", "AVX registers"),
-    State(7, X86Opmask, 5, "avx512f", "AVX-512 mask registers"),
-    State(8, X86ZmmHigh, 6, "avx512f", "AVX-512 registers"),
-    State(9, X86Zmm, 7, "avx512f", "AVX-512 registers 16 to 31"),
-    State(10, X86Pkru, 9, "ospke", "protection key rights"),
-    State(11, X86TileConfig, 17, "amx_tile", "AMX tile shapes"),
-    State(12, X86TileData, 18, "amx_tile", "AMX tiles"),
-    State(13, X86ShadowStack, -1, "user_shstk", "shadow stack"),
-    State(14, X86BoundRegisters, 3, "mpx", "MPX bound registers"),
-    State(15, X86BoundConfig, 4, "mpx", "MPX configuration"),
-    State(16, X86Apx, 19, "apx", "APX registers"),
+_NO_MPX = "bounds registers are in use, which Linux supports no longer; rebuild the program without"
+STATES: tuple[X86State, ...] = (
+    X86State(0, X86General64, -1, "lm", "64-bit registers"),
+    X86State(1, X86General32, -1, "ia32", "32-bit registers"),
+    X86State(2, X86Tls, -1, "", "TLS descriptors"),
+    X86State(3, X86Debug, -1, "", "debug registers"),
+    X86State(4, X87, 0, "fpu", "x87 registers"),
+    X86State(5, X86Sse, 1, "sse", "SSE registers"),
+    X86State(6, X86Avx, 2, "avx", "AVX registers"),
+    X86State(7, X86Opmask, 5, "avx512f", "AVX-512 mask registers"),
+    X86State(8, X86ZmmHigh, 6, "avx512f", "AVX-512 registers"),
+    X86State(9, X86Zmm, 7, "avx512f", "AVX-512 registers 16 to 31"),
+    X86State(10, X86Pkru, 9, "ospke", "protection key rights"),
+    X86State(11, X86TileConfig, 17, "amx_tile", "AMX tile shapes"),
+    X86State(12, X86TileData, 18, "amx_tile", "AMX tiles"),
+    X86State(13, X86ShadowStack, -1, "user_shstk", "shadow stack"),
+    X86State(14, X86BoundRegisters, 3, "mpx", "MPX bound registers", _NO_MPX),
+    X86State(15, X86BoundConfig, 4, "mpx", "MPX configuration", _NO_MPX),
+    X86State(16, X86Apx, 19, "apx", "APX registers"),
 )
 """Record type = 0x1000 + bit. New kinds are added at the end; a bit never changes its meaning."""
 
-STATE_OF: dict[type[Record], State] = {state.record: state for state in STATES}
-KNOWN_BITS = sum(1 << state.bit for state in STATES)
-
-
-def mask_of(records: Sequence[Record]) -> int:
-    """The record mask (R-B5) that announces `records`. KeyError for a record that is no register record of x86."""
-    mask = 0
-    for record in records:
-        mask |= 1 << STATE_OF[type(record)].bit
-    return mask
+STATE_OF: dict[type[Record], X86State] = {state.record: state for state in STATES}
 
 
 class Numbering:
