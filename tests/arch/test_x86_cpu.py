@@ -35,6 +35,7 @@ from torpor.arch.x86.state import (
 from torpor.arch.x86.xstate import EXTENDED, Layout, decode, encode
 from torpor.errors import Unsupported
 from torpor.image.record import Record
+from torpor.linux import procfs
 
 pytestmark = pytest.mark.skipif(os.uname().machine not in ("x86_64", "i686"), reason="needs an x86 machine")
 
@@ -184,7 +185,7 @@ def test_layouts_without_cpuid(flags: str, vendor: str, size: int, places: dict[
 
 def test_guess_is_right_here() -> None:
     me = cpu.host()
-    vendor = cpu._cpuinfo().get("vendor_id", "")
+    vendor = procfs.cpuinfo().get("vendor_id", "")
     guess = guessed_layout(me.flags, vendor, wide=me.layout.wide)
     assert (guess.size, guess.xcr0, guess.places) == (me.layout.size, me.layout.xcr0, me.layout.places)
 

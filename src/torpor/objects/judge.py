@@ -14,6 +14,7 @@ from torpor.errors import BadImage, Obstacle, UsageError
 from torpor.image.failure import failure
 from torpor.image.format import ARCHITECTURES, MAGIC
 from torpor.image.reader import Image
+from torpor.linux import procfs
 from torpor.objects.processes import Process
 from torpor.objects.threads import Thread
 
@@ -68,9 +69,7 @@ def described(path: str | os.PathLike[str], kind: Arch) -> Record:
         with Image.open(path) as other:
             header = header_of(other)
     else:
-        first = data.decode("utf-8", "replace").strip().partition("\n\n")[0]
-        pairs = (line.partition(":") for line in first.splitlines())
-        header = kind.described({key.strip(): value.strip() for key, _, value in pairs})
+        header = kind.described(procfs.first_cpu(data.strip()))
     if not isinstance(header, kind.header_record):
         raise UsageError(Obstacle(os.fspath(path), f"describes a CPU of another family than {kind.name}"))
     return header

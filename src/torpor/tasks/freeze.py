@@ -193,25 +193,10 @@ class FrozenTree:
             # One at a time: between the stop of a thread and `interrupted.hasten` lies the one instant at which the death of
             # torpor could show, as EINTR from a call that any stop ends.
             for tid in new:
-                if not self._seize(pid, tid) or (stop := self._stop(process, tid))[0] < 0:
+                if thread := self._take(process, tid):
+                    process.threads.append(thread)
+                else:
                     ended.add(tid)
-                    continue
-                thread, places = FrozenThread(process, tid, *stop), [-1, -2]
-                for _ in range(CLOCK_TRIES):
-                    # A thread that does nothing else is found again and again where the counter is read: there it does no
-                    # harm, for what is read is checked afterwards.
-                    places.append(thread.regs[process.arch.ip])
-                    if not thread.reads_clock() or len(set(places[-3:])) == 1:
-                        break
-                    ptrace.cont(tid)
-                    time.sleep(1e-6)  # with the kernel's slack some 60 us; sooner it would not come to its next instruction
-                    if (stop := self._stop(process, tid))[0] < 0:
-                        break
-                    thread = FrozenThread(process, tid, *stop)
-                if stop[0] < 0:
-                    ended.add(tid)
-                    continue
-                process.threads.append(thread)
         if pid in ended:
             # It was just ending. Now it is a zombie, gone, or, with other threads left, what cannot be saved.
             return self.add(pid, parent)
@@ -223,6 +208,25 @@ class FrozenTree:
         process = FrozenProcess(pid, parent)
         process.stat.exit_code = status
         self.processes.append(process)
+
+    def _take(self, process: FrozenProcess, tid: int) -> FrozenThread | None:
+        """One thread, stopped; None if it has ended."""
+        if not self._seize(process.pid, tid):
+            return None
+        places: list[int] = []
+        while True:
+            signal, seen = self._stop(process, tid)
+            if signal < 0:
+                return None
+            thread = FrozenThread(process, tid, signal, seen)
+            places.append(thread.regs[process.arch.ip])
+            # A thread that does nothing else is found again and again where the counter is read: there it does no harm,
+            # for what is read is checked afterwards.
+            same = len(places) > 2 and len(set(places[-3:])) == 1
+            if not thread.reads_clock() or same or len(places) > CLOCK_TRIES:
+                return thread
+            ptrace.cont(tid)
+            time.sleep(1e-6)  # with the kernel's slack some 60 us; sooner it would not come to its next instruction
 
     def _seize(self, pid: int, tid: int) -> bool:
         """Become the tracer of one thread; False if it has ended meanwhile."""

@@ -15,7 +15,7 @@ from torpor.arch.masks import refusals
 from torpor.errors import Obstacle, UsageError
 from torpor.image.fields import array, text, u32
 from torpor.image.record import Record
-from torpor.linux import libc
+from torpor.linux import libc, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,9 +80,7 @@ def verdict(header: Arm64Header, used: int, *, here: Arm64Header, cpu: str = "sa
 
 
 def _ask() -> Arm64Header:
-    with open("/proc/cpuinfo", "rb") as file:
-        lines = file.read(8192).partition(b"\n\n")[0].decode("ascii", "replace").splitlines()
-    found = described({key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)})
+    found = described(procfs.cpuinfo())
     with open("/proc/self/auxv", "rb") as file:
         values = dict(struct.iter_unpack("=QQ" if libc.WORD == 8 else "=II", file.read()))
     found.hwcap = [int(values.get(key, 0)) for key in (_AT_HWCAP, _AT_HWCAP2, _AT_HWCAP3)]

@@ -154,7 +154,7 @@ def user_limit_32() -> int:
 
 
 def _ask() -> Host:
-    fields = _cpuinfo()
+    fields = procfs.cpuinfo()
     flags = frozenset(fields.get("flags", "").split())
     names = _for_programs(flags)
     wide = libc.WORD == 8 or os.uname().machine == "x86_64"
@@ -183,19 +183,6 @@ def _ask() -> Host:
 
 def _for_programs(flags: Iterable[str]) -> set[str]:
     return {flag for flag in flags if flag in PROGRAM_FLAGS or flag.startswith(PROGRAM_PREFIXES)}
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The lines about the first CPU in /proc/cpuinfo; the whole file of a big machine takes milliseconds."""
-    found = b""
-    fd = os.open("/proc/cpuinfo", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        while b"\n\n" not in found and (more := os.read(fd, 8192)):
-            found += more
-    finally:
-        os.close(fd)
-    lines = found.partition(b"\n\n")[0].decode("ascii", "replace").splitlines()
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 # For each word size of the interpreter two functions of (leaf, subleaf, where), the second 64 bytes behind the first:
