@@ -18,6 +18,7 @@ from torpor.image.format import Constant, FileData, Header, Pages
 from torpor.image.format import DataRun as Run
 from torpor.image.writer import ImageWriter
 from torpor.linux import kcmp, memory, procfs, ptrace
+from torpor.linux.libc import PAGE
 from torpor.linux.signals import Held
 from torpor.objects import asking, cow, nodes, processes, signals, tables, threads, timers
 from torpor.objects import memory as memory_objects
@@ -164,7 +165,7 @@ class _Checkpoint:
         self.writer.add(
             Header(
                 arch=kinds[0],
-                page_size=os.sysconf("SC_PAGE_SIZE"),
+                page_size=PAGE,
                 realtime=time.time_ns(),
                 monotonic=self.stopped + monotonic_offset,
                 boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + boottime_offset,

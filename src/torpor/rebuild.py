@@ -15,13 +15,13 @@ from torpor.arch.waits import NO_LIMIT
 from torpor.errors import Obstacle
 from torpor.image.record import Record
 from torpor.linux import clone, libc, pidfd, procfs, ptrace, sched
+from torpor.linux.libc import PAGE
 from torpor.objects import files, memory, processes, signals, tables, threads, timers
 from torpor.objects.files import events, paths, terminals
 from torpor.objects.files.events import Epoll
 from torpor.objects.files.paths import OpenFile
 from torpor.objects.files.seen import O_PATH
 from torpor.objects.files.terminals import Terminal
-from torpor.objects.memory import PAGE
 from torpor.objects.nodes import NAMED
 from torpor.objects.plan import ProcessPlan, pages_of, sessions
 from torpor.tasks import resume, sleeping, spawn

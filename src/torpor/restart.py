@@ -18,6 +18,7 @@ from torpor.image.reader import Image
 from torpor.image.record import Record
 from torpor.linux import clone, procfs
 from torpor.linux import signals as process_signals
+from torpor.linux.libc import PAGE
 from torpor.objects import files, judge, memory, memory_checks, nodes, plan, processes, signals, tables, threads, timers
 from torpor.objects.files.paths import OpenFile
 from torpor.objects.files.seen import O_PATH
@@ -150,6 +151,10 @@ def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) ->
         if process.arch not in arch.KINDS:
             yield _elsewhere(process), Unsupported
             return  # nor can its registers be judged
+    if image.header.page_size != PAGE:
+        reason = f"its pages are of {image.header.page_size} bytes, and here of {PAGE}"
+        yield Obstacle(image.name, reason, "restart it on a machine like the one it comes from"), Unsupported
+        return  # nor can its mappings
     making = Making(image)
     bad = False
     for reason, pid in _faults(image, root, making):
@@ -224,9 +229,6 @@ def _machine(image: Image, root: ProcessPlan, cpu: str) -> Iterator[tuple[Obstac
     """Whether this CPU and kernel can carry the program (R-B5)."""
     if image.header.arch not in {process.record.arch for process in root.family()}:
         yield Obstacle(image.name, "its header is of another architecture than its processes", "take another checkpoint"), BadImage
-    if image.header.page_size != PAGE:
-        reason = f"its pages are of {image.header.page_size} bytes, and here of {PAGE}"
-        yield Obstacle(image.name, reason, "restart it on a machine like the one it comes from"), Unsupported
     try:
         header = judge.header_of(image)
     except BadImage as error:
@@ -265,9 +267,6 @@ def _process_faults(process: ProcessPlan, chunks: list[Pages], pids: set[int], m
             yield f"thread {thread.record.tid}: {reason}"
         if thread.record.registers & kind.records_of(kind.requestable) & ~kind.records_of(process.record.components):
             yield f"thread {thread.record.tid}: it has registers that its process has not asked for"
-
-
-PAGE = memory.PAGE
 
 
 def _obstacles(process: ProcessPlan, making: Making, here: memory_checks.Here) -> Iterator[Obstacle]:

@@ -16,12 +16,12 @@ import pytest
 
 from tests.conftest import SEED
 from torpor.linux import pagemap, procfs
+from torpor.linux.libc import PAGE
 
 if TYPE_CHECKING:
     from tests.linux.conftest import Child
 
 Start = Callable[..., "Child"]
-PAGE = pagemap.PAGE
 MADV_GUARD_INSTALL = 102
 
 

@@ -12,6 +12,7 @@ import struct
 import sys
 
 from torpor.arch.waits import Waits
+from torpor.linux.libc import PAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -297,20 +298,19 @@ class Arch(Waits):
         wide = self.word == 8
         header = 0x100
         entry = address + header + self.code.symbols["entry"]
-        ident = b"\x7fELF" + bytes((2 if wide else 1, 1, 1)) + bytes(9)
-        page = 4096
+        ident = b"\x7fELF" + bytes((2 if wide else 1, 1 if sys.byteorder == "little" else 2, 1)) + bytes(9)
         if wide:
-            head = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, 0, 64, 56, 2, 0, 0, 0)
-            head += struct.pack("<IIQQQQQQ", 1, 5, 0, address, address, page, page, page)
-            head += struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)  # PT_GNU_STACK: not executable
+            head = struct.pack("=16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+            head += struct.pack("=IIQQQQQQ", 1, 5, 0, address, address, PAGE, PAGE, PAGE)
+            head += struct.pack("=IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)  # PT_GNU_STACK: not executable
         else:
-            head = struct.pack("<16sHHIIIIIHHHHHH", ident, 2, self.elf_machine, 1, entry, 52, 0, 0, 52, 32, 2, 0, 0, 0)
-            head += struct.pack("<8I", 1, 0, address, address, page, page, 5, page)
-            head += struct.pack("<8I", 0x6474E551, 0, 0, 0, 0, 0, 6, 16)
+            head = struct.pack("=16sHHIIIIIHHHHHH", ident, 2, self.elf_machine, 1, entry, 52, 0, 0, 52, 32, 2, 0, 0, 0)
+            head += struct.pack("=8I", 1, 0, address, address, PAGE, PAGE, 5, PAGE)
+            head += struct.pack("=8I", 0x6474E551, 0, 0, 0, 0, 0, 6, 16)
         known = {"v_work": work, "v_length": length, **values}
         known = {name: value for name, value in known.items() if name in self.code.variables}
         body = self.code.placed(address + header, work, known)
-        return (head.ljust(header, b"\0") + body).ljust(page, b"\0")
+        return (head.ljust(header, b"\0") + body).ljust(PAGE, b"\0")
 
     @property
     def stub_code_offset(self) -> int:

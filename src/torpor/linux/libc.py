@@ -19,6 +19,8 @@ _syscall.restype = ctypes.c_long
 
 WORD = ctypes.sizeof(ctypes.c_long)
 """Bytes in a C long of this interpreter: 4 or 8."""
+PAGE = os.sysconf("SC_PAGE_SIZE")
+"""Bytes in a page: 4096, or 65536 on some PowerPC and AArch64 kernels."""
 
 
 class IoVec(ctypes.Structure):

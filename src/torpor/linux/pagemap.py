@@ -31,17 +31,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
 import sys
 
 from torpor.linux import procfs
+from torpor.linux.libc import PAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-PAGE = mmap.PAGESIZE
 
 FORCE_FALLBACK = False
 """Set by tests: behave as on a kernel without PAGEMAP_SCAN."""

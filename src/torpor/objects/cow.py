@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 
 from torpor.linux import memory, pagemap
-from torpor.objects.memory import PAGE, special
+from torpor.linux.libc import PAGE
+from torpor.objects.memory import special
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from torpor.errors import Obstacle, Unsupported
 from torpor.image.fields import aligned, all_of, blob, choice, flags, ident, in_range, ref, structs, text, u64
 from torpor.image.record import Record, Struct
 from torpor.linux import elf, libc, memory, pagemap, procfs
+from torpor.linux.libc import PAGE
 from torpor.objects import nodes
 from torpor.objects.nodes import Found
 
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
     from torpor.tasks.freeze import FrozenProcess
     from torpor.tasks.remote import Remote
 
-PAGE = 4096
 ENOMEM = 12
-_ADDRESS = all_of(in_range(0, 1 << 63), aligned(PAGE))
+_ADDRESS = all_of(in_range(0, 1 << 63), aligned(4096))  # whatever the page size of the image
 ANONYMOUS, FILE, SPECIAL = 0, 1, 2
 
 PROT = {0: "READ", 1: "WRITE", 2: "EXEC"}

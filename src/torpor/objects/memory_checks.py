@@ -12,6 +12,7 @@ from bisect import bisect_right
 
 from torpor.errors import Obstacle
 from torpor.linux import clone, elf, libc, procfs
+from torpor.linux.libc import PAGE
 from torpor.objects.memory import (
     ANONYMOUS,
     DONTFORK,
@@ -23,7 +24,6 @@ from torpor.objects.memory import (
     MAYWRITE,
     MERGEABLE,
     NOHUGEPAGE,
-    PAGE,
     PROT_WRITE,
     RANDOM,
     SEQUENTIAL,

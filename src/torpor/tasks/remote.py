@@ -19,6 +19,7 @@ import struct
 
 from torpor.errors import Obstacle, TorporError, Unsupported
 from torpor.linux import memory, procfs, ptrace
+from torpor.linux.libc import PAGE
 from torpor.tasks.phase import INJECTED, INJECTING, enter_phase
 from torpor.tasks.retry import slots_at, words_in
 
@@ -113,12 +114,12 @@ def _former(process: Process, padding: int, length: int) -> bytes:
     own = next((mapping for mapping in procfs.maps(os.getpid()) if mapping.path == "[vdso]"), None)
     if own is not None:
         there = ctypes.string_at(own.start, own.end - own.start)
-        start = padding & -4096
+        start = padding & -PAGE
         while start > 0 and padding - start < len(there):
             head = os.pread(process.mem, 64, start)
             if head == there[:64]:
                 return there[padding - start : padding - start + length].ljust(length, b"\0")
-            start -= 4096
+            start -= PAGE
     return bytes(length)
 
 

@@ -11,6 +11,7 @@ import struct
 
 from torpor.errors import Obstacle, TorporError
 from torpor.linux import clone, memory, ptrace
+from torpor.linux.libc import PAGE
 from torpor.tasks.remote import WORK_LENGTH, Remote
 from torpor.tasks.task import Process, Thread
 
@@ -26,7 +27,7 @@ OPTIONS = (
 QUIET = 23
 """SIGURG: how a stub says that it has come to a stop."""
 EVERYTHING = (1 << 64) - 1
-STUB_LENGTH = 4096 + WORK_LENGTH
+STUB_LENGTH = PAGE + WORK_LENGTH
 THREAD_FLAGS = clone.CLONE_VM | clone.CLONE_FS | clone.CLONE_FILES | clone.CLONE_SIGHAND | clone.CLONE_THREAD | clone.CLONE_SYSVSEM
 AT_EMPTY_PATH = 0x1000
 
@@ -37,7 +38,7 @@ class Stub:
     __slots__ = ("address", "files", "work")
 
     def __init__(self, address: int, kinds: set[Arch]) -> None:
-        self.address, self.work = address, address + 4096
+        self.address, self.work = address, address + PAGE
         self.files: dict[str, int] = {}
         """Kind of task -> descriptor of its stub program."""
         values = {"v_signal": QUIET, "v_block": EVERYTHING & ~(1 << (QUIET - 1))}

@@ -14,6 +14,7 @@ from torpor.errors import Obstacle, TorporError
 from torpor.image.fields import blob, choice, ident, in_range, ref, structs, text, u32
 from torpor.image.record import Record, Struct
 from torpor.linux import clone, libc, procfs
+from torpor.linux.libc import PAGE
 from torpor.objects.files.seen import Seen
 
 TYPE_CHECKING = False
@@ -136,7 +137,6 @@ def read_contents(path: str, capacity: int) -> tuple[int, list[Piece]]:
         os.close(source)
 
 
-_PAGE = 4096
 _LARGEST = 1 << 28
 """Bytes of which the kernel still gets the table of pages in one piece (fs/pipe.c, pipe_resize_ring())."""
 
@@ -152,8 +152,8 @@ def faults(record: PipeEnd, making: Making) -> Iterator[str]:
         yield f"the path of a FIFO, {pipe.path!r}, is not absolute"
     lengths = [len(piece.data) for piece in pipe.pieces]
     # A packet takes pages of its own, what is in a stream is put together.
-    pages = sum(-(-length // _PAGE) for length in lengths) if pipe.packets else -(-sum(lengths) // _PAGE)
-    if pages * _PAGE > pipe.capacity:
+    pages = sum(-(-length // PAGE) for length in lengths) if pipe.packets else -(-sum(lengths) // PAGE)
+    if pages * PAGE > pipe.capacity:
         yield f"more is said to be in a pipe than its {pipe.capacity} bytes of capacity"
 
 
