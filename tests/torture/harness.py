@@ -44,8 +44,8 @@ PROGRESS_WITHIN = 20.0  # s, in which every slot must have advanced
 GONE_WITHIN = 20.0
 COMMAND_WITHIN = 120.0
 
-PHASES = {0: "none", 1: "frozen", 2: "injection", 3: "injection over", 4: "thawed"}
-INJECTION = 2
+PHASES = {0: "none", 1: "frozen", 2: "injection", 3: "injection over", 4: "thawed", 5: "stopping"}
+INJECTION, STOPPING = 2, 5
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -267,11 +267,13 @@ class StormResult:
     phases: Counter[int] = field(default_factory=Counter)
     finished: int = 0  # runs that were over before the kill came
     clean: list[float] = field(default_factory=list)  # s, runs that were not killed
+    interrupted: int = 0  # calls that have ended with EINTR, as docs/limits.md ("Waits") says that they may
 
     def __str__(self) -> str:
         by_phase = ", ".join(f"{PHASES.get(phase, phase)} {count}" for phase, count in sorted(self.phases.items()))
+        interrupted = f"; {self.interrupted} calls ended with EINTR, as limits.md says" if self.interrupted else ""
         return (
-            f"{self.kills} kills ({by_phase}); {self.finished} came too late; "
+            f"{self.kills} kills ({by_phase}){interrupted}; {self.finished} came too late; "
             f"a run takes {statistics.median(self.clean) * 1000:.0f} ms"
         )
 
@@ -298,6 +300,8 @@ class Torture:
         self.reaper = Reaper()
         self.runs: list[Run] = []
         self.started_in = 0.0
+        self.excused = 0
+        """Errors that `storm` has found to be what docs/limits.md allows."""
 
     def __enter__(self) -> Torture:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -395,7 +399,7 @@ class Torture:
         before = self.heart.beating()
         waiting = set(before)
         while True:
-            if self.heart.errors():
+            if self.heart.errors() > self.excused:
                 raise self.failure("the program found errors in its own state")
             now = self.heart.beating()
             waiting = {index for index in waiting if now[index] < before[index] + steps}
@@ -450,7 +454,7 @@ class Torture:
             raise self.failure("the checkpoint failed")
         self.reaper.wait_gone(tree)
         counts = self.heart.beating()
-        if self.heart.errors():
+        if self.heart.errors() > self.excused:
             raise self.failure("the program found errors before it was killed")
         size = image.stat().st_size
         back = self.run_torpor("restart", image, "--detach")
@@ -476,6 +480,13 @@ class Torture:
         return run
 
     # -------------------------------------------------------------------------------- killing torpor
+
+    def _only_interrupted(self) -> bool:
+        """Whether all new errors are of one thread, one of whose calls has ended with EINTR, and so too early."""
+        time.sleep(0.05)  # the second is written behind the first
+        lines = error_lines(self.heartbeat_path)
+        new = [re.fullmatch(r"\d+ (WAIT_EINTR|WAIT_SHORT) (slot .* round \d+): .*", line) for line in lines[self.excused :]]
+        return len(lines) == self.heart.errors() and all(new) and len({each[2] for each in new if each}) == 1
 
     def storm(self, kills: int, *, in_injection: float = 0.5) -> StormResult:
         """Kill torpor `kills` times in the middle of a checkpoint, `in_injection` of them during an injection.
@@ -504,7 +515,13 @@ class Torture:
                 else:
                     result.kills += 1
                     result.phases[killed_in] += 1
-                self.verify(1)
+                try:
+                    self.verify(1)
+                except TortureFailure:
+                    if killed_in != STOPPING or not self._only_interrupted():
+                        raise
+                    result.interrupted += 1
+                    self.excused = self.heart.errors()
                 if number % 20 == 19:
                     self.verify_tree()
         self.verify_tree()

@@ -1,7 +1,10 @@
 """SIGKILL of torpor at random instants of a checkpoint: the program never notices.
 
 TORPOR_TEST_FULL=1: 1,000 kills, at least 300 of them while an injection was under way. torpor says where it is in the
-file that TORPOR_PHASE_FILE names: one byte, 1 frozen, 2 injection under way, 3 injection over, 4 thawed.
+file that TORPOR_PHASE_FILE names: one byte, 1 frozen, 2 injection under way, 3 injection over, 4 thawed, 5 stopping a thread.
+
+One thing may be noticed: a call that any stop ends with EINTR does so when the kill comes between the kernel's stop of its thread
+and torpor's first word to it (docs/limits.md, "Waits"). It is counted, and only where the byte said 5.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ def test_storm(build: Build, tmp_path: Path, bits: int, threads: int, mode: str)
         result = victim.storm(KILLS, in_injection=0.6)
         print(f"{bits} bit, {threads} threads, {mode}: {result}")
         assert result.kills == KILLS
+        assert result.interrupted <= max(1, KILLS // 50)
     totals.update(result.phases)
     kinds_done += 1
 

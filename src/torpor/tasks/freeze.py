@@ -18,7 +18,7 @@ from torpor.errors import NoPermission, Obstacle, TorporError, Unsupported
 from torpor.linux import procfs, ptrace, sched
 from torpor.linux.signals import Changes
 from torpor.tasks import interrupted
-from torpor.tasks.phase import FROZEN, THAWED, enter_phase
+from torpor.tasks.phase import FROZEN, NONE, STOPPING, THAWED, enter_phase
 from torpor.tasks.remote import find_padding
 from torpor.tasks.task import Process, Thread
 
@@ -55,6 +55,7 @@ class FrozenThread(Thread):
 
     def __init__(self, process: FrozenProcess, tid: int, stopped_by: int, seen: Seen | None) -> None:
         interrupted.hasten(process.arch, tid, seen)
+        enter_phase(NONE)
         registers = process.arch.registers.read_general(tid)
         if process.arch.rewinds:
             registers = process.arch.looked_at(registers, seen)
@@ -253,6 +254,7 @@ class FrozenTree:
         pid, seen = process.pid, None
         try:
             seen = _seen(process, tid)
+            enter_phase(STOPPING)
             ptrace.interrupt(tid)
         except (FileNotFoundError, ProcessLookupError):
             return -1, None

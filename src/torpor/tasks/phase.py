@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 
-FROZEN, INJECTING, INJECTED, THAWED = 1, 2, 3, 4
+NONE, FROZEN, INJECTING, INJECTED, THAWED = 0, 1, 2, 3, 4
+STOPPING = 5
+"""A thread has been told to stop, and a call that this ends with EINTR is not yet put right (docs/limits.md, "Waits")."""
 
 
 def _ignore(phase: int) -> None:
