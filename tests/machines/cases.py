@@ -26,7 +26,14 @@ def names(machine: Machine) -> list[str]:
     for width in machine.compilers:
         found += [f"torture-{width}-{threads}" for threads in THREADS]
         found += [f"call-{width}-{name}" for size, name in ALL_TIMED + ALL_UNTIMED if size == width]
+    if machine.poorer[0]:
+        found += [f"{case}-{width}" for case in ("saved", "moved") for width in machine.compilers]
     return found
+
+
+def on_poorer(case: str) -> bool:
+    """Whether a case runs on the machine's poorer CPU, with what `saved` has left."""
+    return case.startswith("moved-")
 
 
 def grouped(cases: Iterable[str]) -> list[list[str]]:

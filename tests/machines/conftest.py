@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.machines.boot import Booted, boot
-from tests.machines.cases import ALL, ALL_WITHIN, CYCLES, GROUP_WITHIN
+from tests.machines.cases import ALL, ALL_WITHIN, CYCLES, GROUP_WITHIN, on_poorer
 from tests.machines.images import image, prebuilt
 from tests.machines.machines import MACHINES, Machine
 from tests.settings import SEED
@@ -40,8 +41,8 @@ def lines(pytestconfig: pytest.Config) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Booted]]:
-    """booted(name): its results, from a single boot in which all its selected cases run.
+def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Booted]]:
+    """booted(name, case): the results of the boot with that case; all selected cases of a machine and CPU run in one.
 
     Every machine has one CPU, and as many machines run at a time as there are CPUs here.
     """
@@ -51,11 +52,12 @@ def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             wanted.setdefault(str(test.callspec.params["machine"]), []).append(str(test.callspec.params["case"]))
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     done = {name: pool.submit(_boot, MACHINES[name], cases, tmp_path_factory.mktemp(name)) for name, cases in wanted.items()}
-    yield lambda name: done[name].result()
+    yield lambda name, case: done[name].result()[on_poorer(case)]
     pool.shutdown(cancel_futures=True)
 
 
-def _boot(machine: Machine, cases: list[str], work: Path) -> Booted:
+def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Booted]:
+    """The results on its own CPU and, where there are cases for that, on the poorer one."""
     if machine.prebuilt and not all(file.exists() for file in prebuilt(machine)):
         pytest.skip(f"{machine.name}: no prebuilt kernel and root: {' '.join(map(str, prebuilt(machine)))}")
     programs = work / "programs"
@@ -63,5 +65,16 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> Booted:
     for bits, compiler in machine.compilers.items() if machine.supported else ():
         for name in ("torture", "calls"):
             compile_program(name, bits, programs, compiler)
-    job = {"cases": cases, "cycles": CYCLES, "seconds": GROUP_WITHIN, "seed": SEED}
-    return boot(machine, image(machine), work, job, ALL_WITHIN)
+        if machine.poorer[0]:
+            compile_program("feature", bits, programs, (*compiler, "-static"))
+    later = [case for case in cases if on_poorer(case)]
+    needed = {case.replace("moved", "saved") for case in later}
+    first = [case for case in cases if case not in later] + sorted(needed.difference(cases))
+    job = {"cases": first, "cycles": CYCLES, "seconds": GROUP_WITHIN, "seed": SEED, "feature": machine.poorer[1]}
+    ran = boot(machine, image(machine), work, job, ALL_WITHIN)
+    if not later:
+        return ran, ran
+    for left in ("booted", "results"):
+        (work / left).rename(work / f"{left}-first")
+    poorer = replace(machine, qemu=(*machine.qemu[:-1], machine.poorer[0]))
+    return ran, boot(poorer, image(machine), work, {**job, "cases": later}, ALL_WITHIN)

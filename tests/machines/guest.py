@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -34,6 +35,8 @@ PROGRAMS = ROOT / "tests" / "machines" / "programs"
 CALL_SECONDS = 5.0  # s, and as much for each cycle
 EARLY, LATE = 0.2, 4.0  # s; how far a call's running time may be off where QEMU translates
 END_WITHIN = 30.0  # s
+USED = ("--cpu", "used")
+FEATURE_UNHARMED = 42  # tests/programs/feature.c
 CALLS_AT_ONCE = 14
 """A tree of many processes takes so long to stop and to make, where QEMU translates, that their waits would be over."""
 
@@ -184,6 +187,39 @@ def calls(report: Report, cases: list[str], cycles: int) -> None:
             report(by_name[name], *tree.judge(name))
 
 
+def saved(report: Report, cases: list[str], cycles: int) -> None:
+    """Two programs leave their images: one holds state of the feature that the poorer CPU has not, one has never used it."""
+    bits = cases[0].split("-")[1]
+    for what in ("used", "unused"):
+        directory = HOME / f"{cases[0]}-{what}"
+        victim = Victim([str(HOME / f"feature{bits}"), what, str(directory / "stop")], directory, random.Random(f"{SEED} {what}"))
+        time.sleep(1)
+        victim.cycle()
+        time.sleep(1)
+        os.utime(victim.said, (0, 0))  # which the image names: on the other CPU there is to be the same
+        victim.save(WORK / f"{what}-{bits}")
+        victim.reaper.wait_gone([victim.pid])
+    report(cases[0], True, victim.times())
+
+
+def moved(report: Report, cases: list[str], cycles: int) -> None:
+    """On the poorer CPU: the first is refused, with the feature's name; the second too, unless the user says --cpu used."""
+    bits, feature = cases[0].split("-")[1], json.loads((WORK / "job").read_text())["feature"]
+    reaper, problems, words = Reaper(), [], []
+    for what, arguments, code in (("used", [*USED], 4), ("unused", [], 4), ("unused", [*USED], FEATURE_UNHARMED)):
+        directory = HOME / f"saved-{bits}-{what}"
+        directory.mkdir(exist_ok=True)
+        (directory / "stop").touch()
+        (directory / "said").touch()
+        os.utime(directory / "said", (0, 0))
+        run = torpor(reaper, "restart", WORK / f"{what}-{bits}", *arguments)
+        named = re.search(rf"\b{feature}\b", run.output) is not None
+        words.append(f"{what} {' '.join(arguments)}: exit {run.code}".replace("  ", " "))
+        if run.code != code or (code == 4 and not named):
+            problems.append(f"not exit {code} and {feature!r}: {run}")
+    report(cases[0], not problems, "; ".join([f"without {feature}", *words, *problems]))
+
+
 def _lines(path: Path) -> list[str]:
     """The whole lines in a file that is being written."""
     try:
@@ -204,7 +240,10 @@ def _refusal(executable: Path, name: str, directory: Path) -> str:
     return run.output.strip() if run.code else ""
 
 
-KINDS = {"boot": boot, "check": check, "python": python, "pipeline": pipeline, "torture": torture, "call": calls}
+KINDS = {
+    "boot": boot, "check": check, "python": python, "pipeline": pipeline, "torture": torture, "call": calls, "saved": saved,
+    "moved": moved,
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -245,7 +284,7 @@ def main() -> None:
     HOME.mkdir()
     for path in [*PROGRAMS.iterdir(), *(WORK / "programs").iterdir()]:
         if path.is_file():
-            shutil.copy(path, HOME)
+            shutil.copy2(path, HOME)  # as it was, for an image that comes from another boot
     with subreaper():
         for cases in grouped(job["cases"]):
             print(f"[{time.monotonic():.1f}] {cases[0]}", flush=True)

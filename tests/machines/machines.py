@@ -39,6 +39,8 @@ class Machine:
     """What keeps QEMU from adding devices that nobody asked for."""
     prebuilt: bool = False
     """Kernel and root were built for it, for Debian has the architecture no more (images.py); it has no suite."""
+    poorer: tuple[str, str] = ("", "")
+    """A CPU that lacks a feature which that of `qemu` has, and what torpor calls the feature (tests/programs/feature.c uses it)."""
     supported: bool = True
     """Whether torpor runs on it; else only that it boots is tried, so that it is there when an architecture is added."""
 
@@ -54,6 +56,7 @@ MACHINES = {
             qemu=("qemu-system-x86_64", "-machine", "pc", "-cpu", "max"),
             compilers={64: ("gcc", "-m64"), 32: ("gcc", "-m32", "-idirafter", "/usr/include/x86_64-linux-gnu")},
             packages=(*ROOT_PACKAGES, "libc6-i386"),
+            poorer=("max,avx=off,xsave=off", "avx"),
         ),
         Machine(
             name="i386",
@@ -61,6 +64,7 @@ MACHINES = {
             kernel="linux-image-686-pae",
             qemu=("qemu-system-i386", "-machine", "pc", "-cpu", "max"),
             compilers={32: ("gcc", "-m32", "-idirafter", "/usr/include/x86_64-linux-gnu")},
+            poorer=("max,avx=off,xsave=off", "avx"),
         ),
         Machine(
             name="arm64",
@@ -70,6 +74,7 @@ MACHINES = {
             qemu=("qemu-system-aarch64", "-machine", "virt", "-cpu", "max,pauth-impdef=on"),
             compilers={64: ("aarch64-linux-gnu-gcc",)},
             console="ttyAMA0",
+            poorer=("cortex-a57", "sve"),
         ),
         Machine(
             name="armhf",

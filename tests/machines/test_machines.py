@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.machines.boot import Booted
-from tests.machines.cases import ALL, ALL_WITHIN, names
+from tests.machines.cases import ALL, ALL_WITHIN, names, on_poorer
 from tests.machines.machines import MACHINES
 
 CASES = [(machine, case) for machine, row in MACHINES.items() if ALL or row.supported for case in names(row)]
@@ -19,10 +19,11 @@ pytestmark = [pytest.mark.usefixtures("torpor_runs"), pytest.mark.timeout(ALL_WI
 
 
 @pytest.mark.parametrize(("machine", "case"), CASES, ids=["-".join(pair) for pair in CASES])
-def test_case(booted: Callable[[str], Booted], lines: list[str], machine: str, case: str) -> None:
-    ran = booted(machine)
+def test_case(booted: Callable[[str, str], Booted], lines: list[str], machine: str, case: str) -> None:
+    ran = booted(machine, case)
     outcome = ran.outcomes.get(case)
-    where = f"{machine} ({ran.kernel}, -cpu {MACHINES[machine].qemu[-1]}: {ran.cpu}, up after {ran.boot_seconds:.1f} s)"
+    model = MACHINES[machine].poorer[0] if on_poorer(case) else MACHINES[machine].qemu[-1]
+    where = f"{machine} ({ran.kernel}, -cpu {model}: {ran.cpu}, up after {ran.boot_seconds:.1f} s)"
     result = "no result" if outcome is None else f"{'well' if outcome.ok else 'FAILED'} after {outcome.seconds:.1f} s"
     lines.append(f"{where} {case}: {result}")
     assert outcome is not None, ran.failure

@@ -49,13 +49,17 @@ class Victim:
         time.sleep(self._random.uniform(0, 0.5))
         start = time.monotonic()
         tree = [self.pid, *descendants(self.pid)]
-        self._torpor("checkpoint", str(self.pid), "-o", self.image, "--kill")
+        self.save(self.image)
         self.reaper.wait_gone(tree)
         self._torpor("restart", self.image, "--detach")
         self.pid = next((pid for pid in descendants(os.getpid()) if inner_pid(pid) == self._number), 0)
         assert self.pid, f"the restarted process cannot be found: {self.evidence()}"
         self.image.unlink()
         return time.monotonic() - start
+
+    def save(self, image: Path) -> None:
+        """Into `image`, and no further."""
+        self._torpor("checkpoint", str(self.pid), "-o", image, "--kill")
 
     def _torpor(self, *arguments: str | Path) -> None:
         run = torpor(self.reaper, *arguments)
