@@ -16,7 +16,7 @@ from torpor.errors import BadImage, NoPermission, Obstacle, TorporError, Unsuppo
 from torpor.image.format import Pages
 from torpor.image.reader import Image
 from torpor.image.record import Record
-from torpor.linux import clone, procfs
+from torpor.linux import clone, elf, libc, procfs
 from torpor.linux import signals as process_signals
 from torpor.linux.libc import PAGE
 from torpor.objects import files, judge, memory, memory_checks, nodes, plan, processes, signals, tables, threads, timers
@@ -234,6 +234,10 @@ def _machine(image: Image, root: ProcessPlan, cpu: str) -> Iterator[tuple[Obstac
     except BadImage as error:
         yield from ((obstacle, BadImage) for obstacle in error.obstacles)
         return
+    for kind in sorted({process.arch for process in root.family()}, key=lambda kind: kind.name):
+        if kind.word != libc.WORD and not elf.runs(kind.elf_machine, kind.word, 0):
+            why = f"this kernel runs no {8 * kind.word}-bit programs of this family ({kind.name})"
+            yield Obstacle("kernel", why, "boot one that does"), Unsupported
     for reason in root.arch.verdict(header, judge.used(image), cpu, root.arch.header()):
         yield Obstacle("processor", reason), Unsupported
 

@@ -1,11 +1,15 @@
-"""The little of elf(5) that tells one build of a program or library from another."""
+"""The little of elf(5) that tells one build of a program or library from another, and what kind of program a kernel runs."""
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
+import sys
 
 NT_GNU_BUILD_ID = 3
-_PT_NOTE = 4
+_PT_INTERP, _PT_NOTE = 3, 4
+_NOWHERE = b"/dev/null/nothing\0"
 
 
 def build_id(image: bytes) -> bytes:
@@ -43,3 +47,36 @@ def _find_note(notes: bytes, order: str) -> bytes:
             return notes[start : start + size]
         at = start + (size + 3 & ~3)
     return b""
+
+
+def runs(machine: int, word: int, flags: int) -> bool:
+    """Whether this kernel runs programs of an ELF machine, `word` bytes in a pointer, and e_flags, in its own byte order.
+
+    It is asked by the execution of a program without an interpreter: of the kind that it knows the kernel says ENOTDIR, of any
+    other ENOEXEC, and there is no process. A kernel's configuration does not tell: what it has can be switched off when it is
+    booted (fs/binfmt_elf.c; binfmt_misc, which would run a program by an emulator, does not count).
+    """
+    size, entry = (64, 56) if word == 8 else (52, 32)
+    ident = b"\x7fELF" + bytes((word // 4, 1 if sys.byteorder == "little" else 2, 1)) + bytes(9)
+    layout = "=16sHHIQQQIHHHHHH" if word == 8 else "=16sHHIIIIIHHHHHH"
+    program = struct.pack(layout, ident, 2, machine, 1, 0, size, 0, flags, size, entry, 1, 0, 0, 0)
+    at, length = size + entry, len(_NOWHERE)
+    if word == 8:
+        program += struct.pack("=IIQQQQQQ", _PT_INTERP, 4, at, 0, 0, length, length, 1)
+    else:
+        program += struct.pack("=8I", _PT_INTERP, at, 0, 0, length, length, 4, 1)
+    file = os.memfd_create("torpor-asks", os.MFD_CLOEXEC)
+    try:
+        os.write(file, program + _NOWHERE)
+        readable = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(file)  # what is open for writing cannot be executed
+    try:
+        emulator = os.posix_spawn(f"/proc/self/fd/{readable}", ["torpor"], {})
+    except OSError as error:
+        return error.errno == errno.ENOTDIR
+    finally:
+        os.close(readable)
+    os.kill(emulator, 9)
+    os.waitpid(emulator, 0)
+    return False

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 
 from torpor.linux import procfs
+from torpor.linux.libc import PAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
 
 
 def slots_at(process: Process, padding: int) -> tuple[int, int]:
-    """Where the slots of a process lie, and where they end."""
-    start = padding + (len(process.arch.code) + 15 & ~15)
-    return start, start + process.arch.slot_size * process.arch.slot_count
+    """Where the slots of a process lie, and where they end: as many as the page in which torpor's code ends has room for."""
+    arch = process.arch
+    start = padding + (len(arch.code) + 15 & ~15)
+    room = max(page_end(process, padding) - start, 0)
+    return start, start + arch.slot_size * min(arch.slot_count, room // arch.slot_size)
+
+
+def page_end(process: Process, padding: int) -> int:
+    """The end of the page in which torpor's code ends; behind it there may be nothing."""
+    return padding + len(process.arch.code) + PAGE - 1 & -PAGE
 
 
 def taken_out(thread: Thread, padding: int) -> Registers:

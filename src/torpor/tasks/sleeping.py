@@ -19,7 +19,7 @@ from torpor.arch.contract import ERESTART_RESTARTBLOCK
 from torpor.arch.waits import NO_LIMIT
 from torpor.errors import Unsupported
 from torpor.linux import memory, procfs
-from torpor.tasks.retry import slots_at
+from torpor.tasks.retry import page_end, slots_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def unknown(threads: Iterable[FrozenThread], naps: dict[int, Nap]) -> bool:
 def _notes_at(process: Process, padding: int) -> tuple[int, int]:
     """Where notes lie, behind torpor's code and the slots, and how many fit into the page."""
     _, start = slots_at(process, padding)
-    return start, ((start + 4095 & ~4095) - start) // _NOTE.size
+    return start, max(page_end(process, padding) - start, 0) // _NOTE.size
 
 
 def _noted(thread: FrozenThread, padding: int) -> tuple[int, int] | None:
