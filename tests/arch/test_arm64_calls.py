@@ -9,14 +9,15 @@ import sys
 import pytest
 
 from torpor.arch.arm64 import KINDS
-from torpor.arch.arm64.registers import GENERAL, NAMES, Arm64Registers, again
-from torpor.arch.arm64.rules import NONE
+from torpor.arch.arm64.registers import GENERAL, Arm64Registers
 from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS
+from torpor.arch.rewinding import NONE
 from torpor.linux import ptrace
 
 KIND = KINDS[0]
 SVC, SP = 0x40_0100, 0xFFFF_0000
 NUMBERS = KIND.syscalls
+NAMES, again = GENERAL.names, GENERAL.again
 
 
 Seen = tuple[int, tuple[int, ...], int, int]
@@ -83,7 +84,7 @@ def test_thread_that_has_gone_on_is_in_no_call(change: str) -> None:
 
 def test_registers_are_written_as_they_must_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     regs, seen = stopped("read", 3, 0x100, 8)
-    block = GENERAL.pack(*[regs[name] for name in NAMES[:34]])
+    block = GENERAL.layout.pack(*[regs[name] for name in NAMES])
     written: list[bytes] = []
     monkeypatch.setattr(ptrace, "get_regset", lambda tid, note: block)
     monkeypatch.setattr(ptrace, "set_regset", lambda tid, note, data: written.append(data))
@@ -91,7 +92,7 @@ def test_registers_are_written_as_they_must_go_on(monkeypatch: pytest.MonkeyPatc
     found = KIND.looked_at(sets.read_general(1), seen)
     sets.write_general(1, found)
     assert written == [block]  # as the kernel would have let it go on
-    ended = GENERAL.pack(*[{**regs, "x0": NONE + 1 - EINTR, "pc": SVC + 4}[name] for name in NAMES[:34]])
+    ended = GENERAL.layout.pack(*[{**regs, "x0": NONE + 1 - EINTR, "pc": SVC + 4}[name] for name in NAMES])
     monkeypatch.setattr(ptrace, "get_regset", lambda tid, note: ended)
     sets.restart_ended(1, {NUMBERS["read"]}, seen)
     assert written == [block, block]
