@@ -124,7 +124,8 @@ class Arch(Waits):
     """First address that no program of this kind can use."""
     ip: str
     sp: str
-    flags: str
+    flags = ""
+    """The register of the flags, if there is one."""
     result: str
     """The register that takes a call's result ..."""
     number: str
@@ -132,7 +133,7 @@ class Arch(Waits):
     arguments: tuple[str, ...]
     entry_registers: Mapping[str, int]
     """What a register must hold for torpor's code to run, besides the instruction pointer."""
-    kept_flags: int
+    kept_flags = 0
     """The flags that `heal` may put back by itself (the trap flag is not among them)."""
     slot_size: int
     """Bytes of a slot (tasks/retry.py) ..."""
@@ -239,7 +240,8 @@ class Arch(Waits):
         """The values of the code's variables that bring the stopped task `tid` back to `regs` by itself."""
         settled = self.settled(regs)
         values = {name: settled[name[2:]] for name in self.code.variables if name[:2] == "r_"}
-        values["v_flags"] = settled[self.flags] & self.kept_flags
+        if self.flags:
+            values["v_flags"] = settled[self.flags] & self.kept_flags
         return values
 
     def to_slot(self, at: int, regs: Registers, number: int, left: int) -> tuple[bytes, Registers]:

@@ -34,6 +34,13 @@ class IoVec(ctypes.Structure):
 _COMMON = {
     "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435, "close_range": 436, "pidfd_getfd": 438,
 }  # fmt: skip
+_GENERIC = {
+    "clone": 220, "capget": 90, "capset": 91, "get_robust_list": 100, "ioprio_get": 31, "ioprio_set": 30,
+    "kcmp": 272, "prlimit64": 261, "sched_getattr": 275, "sched_setattr": 274, "rt_sigtimedwait": 137,
+    "rt_tgsigqueueinfo": 240, "execveat": 281, "timer_create": 107, "timer_delete": 111,
+}  # fmt: skip
+"""The machines that came with the table of include/uapi/asm-generic/unistd.h."""
+
 _MACHINE: dict[tuple[str, int], dict[str, int]] = {
     ("x86_64", 8): {
         "clone": 56, "capget": 125, "capset": 126, "get_robust_list": 274, "ioprio_get": 252, "ioprio_set": 251,
@@ -46,11 +53,8 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
         "rt_tgsigqueueinfo": 335, "arch_prctl": 384, "execveat": 358, "timer_create": 259, "timer_delete": 263,
         "openat": 295,
     },
-    ("aarch64", 8): {
-        "clone": 220, "capget": 90, "capset": 91, "get_robust_list": 100, "ioprio_get": 31, "ioprio_set": 30,
-        "kcmp": 272, "prlimit64": 261, "sched_getattr": 275, "sched_setattr": 274, "rt_sigtimedwait": 137,
-        "rt_tgsigqueueinfo": 240, "execveat": 281, "timer_create": 107, "timer_delete": 111,
-    },
+    ("aarch64", 8): _GENERIC,
+    ("riscv64", 8): _GENERIC,
 }  # fmt: skip
 
 
