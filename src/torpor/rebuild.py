@@ -374,12 +374,16 @@ class Rebuilding:
         for _, thread in made[1:]:
             remotes.append(Remote(thread, remote.code_at, remote.work_at, signal=spawn.QUIET, mapped=True))
         remote.reset()
+        remote.checked(processes.attribute_calls(record, process.arch))
+        for plan, own in zip(process.threads, remotes, strict=True):
+            self._make_room(plan.registers, own)
+        remote.prepare()
+        remote.reset()
         room = remote.room(40 * 65)
         remote.reset()
         inherited = signals.EVERY if _forked(process) else self._ignored
         calls, data = signals.tell_actions(process.handlers.actions, inherited, room, remote.arch)
         remote.put(data or b"\0")
-        calls += processes.attribute_calls(record, process.arch)
         remote.checked(calls + threads.attach_calls(process.threads[0].record, remote))
         for plan, own in zip(process.threads[1:], remotes[1:], strict=True):
             own.reset()
@@ -443,14 +447,21 @@ class Rebuilding:
                 info = own.put(signals.pack_siginfo(queued, own.arch))
                 own.checked([("rt_tgsigqueueinfo", process.record.pid, plan.record.tid, queued.signal, info)])
 
+    def _make_room(self, registers: list[Record], own: Remote) -> None:
+        """Have the kernel make room for all registers of a thread.
+
+        The code ends in a breakpoint, at which the kernel forgets that SIGTRAP is ignored or blocked (force_sig_info_to_task()):
+        so this comes before the process's actions are set, and attributes before it, for it may have to ask for registers.
+        """
+        if room := own.arch.registers.room(registers):
+            own.reset()
+            own.execute(room.code, {**room.registers, room.pointer: own.put(room.data)})
+
     def _give_registers(self, record: threads.Thread, registers: list[Record], own: Remote) -> None:
         """Extended registers, and the interrupted call that needs a restart block."""
         sets = own.arch.registers
         own.thread.regs = sets.general_dict(registers[0])
         own.thread.mask = record.blocked
-        if room := sets.room(registers):
-            own.reset()
-            own.execute(room.code, {**room.registers, room.pointer: own.put(room.data)})
         own.prepare()
         own.reset()
         resume.rebuild_restart_block(own, record.call, record.left)
