@@ -111,9 +111,8 @@ MACHINES = {
             name="riscv64",
             suite="trixie",
             kernel="linux-image-riscv64",
-            qemu=("qemu-system-riscv64", "-machine", "virt", "-cpu", "rv64"),
+            qemu=("qemu-system-riscv64", "-machine", "virt", "-cpu", "rv64,v=true,vlen=256,vext_spec=v1.0"),
             compilers={64: ("riscv64-linux-gnu-gcc",)},
-            supported=False,
         ),
         Machine(
             name="ppc64",

@@ -26,7 +26,7 @@ _AT_HWCAP, _AT_MINSIGSTKSZ = 16, 51
 _FRAME = 1088
 """Bytes of struct rt_sigframe, behind which the vector registers come."""
 _SHORTER = {("c",): "zca", ("c", "d"): "zcd", ("v",): "zve64d zve64f zve64x zve32f zve32x"}
-"""What older kernels do not name, for it is part of something else (The RISC-V Instruction Set Manual, volume I, "C", "V", "Zc")."""
+"""What older kernels do not name, for it is part of something else (The RISC-V Instruction Set Manual, volume I: C, V, Zc)."""
 _MODEL = ("uarch", "mvendorid", "marchid", "mimpid")
 _WIDTHS = {"sv39": 38, "sv48": 47, "sv57": 56}
 USUAL_WIDTH = 47
@@ -101,20 +101,24 @@ def verdict(header: Riscv64Header, used: int, *, here: Riscv64Header, cpu: str =
             f"v: its vector registers were of {header.vlenb} bytes where the program ran, and are of {here.vlenb} here; "
             "restart on a machine with such registers" + ("" if in_use else ", or say cpu=used if it uses none of them")
         )
-    if min(header.address_bits, USUAL_WIDTH) > here.address_bits > 0:
+    bits = min(header.address_bits, USUAL_WIDTH)
+    if bits > here.address_bits > 0:
         found.append(
-            f"mmu: its addresses are of up to {min(header.address_bits, USUAL_WIDTH)} bits, the stack's among them, and this machine "
-            f"has {here.address_bits}; restart on a machine with sv48 or sv57"
+            f"mmu: its addresses are of {bits} bits, the stack's for one, and those here of {here.address_bits}; "
+            "restart on a machine with sv48 or sv57"
         )
     return found
 
 
-def _ask() -> Riscv64Header:
-    found = described(procfs.cpuinfo())
+def _auxv() -> dict[int, int]:
     with open("/proc/self/auxv", "rb") as file:
-        values = dict(struct.iter_unpack("=QQ", file.read()))
-    found.hwcap = int(values.get(_AT_HWCAP, 0))
+        return dict(struct.iter_unpack("=QQ", file.read()))
+
+
+def _ask() -> Riscv64Header:
+    found, values = described(procfs.cpuinfo()), _auxv()
+    found.hwcap = values.get(_AT_HWCAP, 0)
     if "zve32x" in found.features.split():
         # The kernel tells the length only as part of that of a signal frame, with less than one register of other things.
-        found.vlenb = 1 << (max(int(values.get(_AT_MINSIGSTKSZ, 0)) - _FRAME, 0) // 32).bit_length() >> 1
+        found.vlenb = 1 << (max(values.get(_AT_MINSIGSTKSZ, 0) - _FRAME, 0) // 32).bit_length() >> 1
     return found

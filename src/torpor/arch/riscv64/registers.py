@@ -35,6 +35,7 @@ FLOAT = struct.Struct("=256sI4x")
 """struct __riscv_d_ext_state: f0 to f31, fcsr."""
 VECTOR = struct.Struct("=5Q")
 """struct __riscv_v_regset_state: vstart, vl, vtype, vcsr, vlenb; the registers follow."""
+_UNSAVED = {NT_RISCV_TAGGED_ADDR_CTRL: "pointer masking", NT_RISCV_USER_CFI: "a shadow stack or landing pads"}
 _ABSENT = (errno.ENODEV, errno.EINVAL, errno.ENODATA)
 _OLDEST = (6, 6)
 """Older kernels do not move the registers of an interrupted call back, and keep its first argument to themselves."""
@@ -61,8 +62,8 @@ def _vectors(tid: int) -> bytes:
         return b""
     length = VECTOR.unpack_from(data)[4]
     if length > VECTOR_LENGTH_MAX or "xtheadvector" in cpu.header().features.split():
-        what = f"vector registers of {length} bytes" if length > VECTOR_LENGTH_MAX else "vector registers as they were before RVV 1.0"
-        raise Unsupported(Obstacle(f"thread {tid}", f"it uses {what}, which torpor cannot save"))
+        which = f"of {length} bytes" if length > VECTOR_LENGTH_MAX else "as they were before RVV 1.0"
+        raise Unsupported(Obstacle(f"thread {tid}", f"it uses vector registers {which}, which torpor cannot save"))
     return data[: VECTOR.size + 32 * length]  # the kernel takes all the room that it is given for full
 
 
@@ -183,12 +184,12 @@ class Riscv64Registers:
 
 def _refuse(tid: int) -> None:
     """Raise Unsupported for what of a thread's state has no record and is in use, and for a kernel that tells too little."""
-    release = os.uname().release.replace("-", ".").split(".")
-    if tuple(int(word) for word in release[:2]) < _OLDEST:
+    major, minor = os.uname().release.replace("-", ".").split(".")[:2]
+    if (int(major), int(minor)) < _OLDEST:
         raise Unsupported(
-            Obstacle("kernel", f"Linux {'.'.join(release[:2])} does not tell which system call a thread is in", "use Linux 6.6 or newer")
+            Obstacle("kernel", f"Linux {major}.{minor} does not tell which system call a thread is in", "use Linux 6.6 or newer")
         )
-    for note, name in ((NT_RISCV_TAGGED_ADDR_CTRL, "pointer masking"), (NT_RISCV_USER_CFI, "a shadow stack or landing pads")):
+    for note, name in _UNSAVED.items():
         if any(_set(tid, note)[:8]):
             raise Unsupported(
                 Obstacle(f"thread {tid}", f"it uses {name}, which torpor cannot save", "take a checkpoint when it does not")
