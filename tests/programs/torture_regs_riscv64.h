@@ -115,7 +115,7 @@ static inline unsigned long vector_length(void)
 {
 	unsigned long vlenb = 0;
 	if (getauxval(AT_HWCAP) >> ('v' - 'a') & 1)
-		__asm__(".option push\n .option arch,+v\n csrr %0,vlenb\n .option pop" : "=r"(vlenb));
+		__asm__ volatile(".option push\n .option arch,+v\n csrr %0,vlenb\n .option pop" : "=r"(vlenb));
 	return vlenb > VLENB_MAX ? 0 : vlenb;
 }
 
