@@ -250,7 +250,7 @@ def test_vectors_of_another_length() -> None:
 
 def test_shorter_addresses() -> None:
     (refused,) = cpu.verdict(header("c", bits=56), 1, here=header("c", bits=38), cpu="used")
-    assert "47 bits" in refused and "has 38" in refused
+    assert "47 bits" in refused and "here of 38" in refused
     for there, here in ((56, 47), (38, 56), (47, 47), (56, 0), (0, 38)):
         assert cpu.verdict(header("c", bits=there), 1, here=header("c", bits=here)) == []
 

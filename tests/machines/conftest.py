@@ -71,6 +71,7 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
     needed = {case.replace("moved", "saved") for case in later}
     first = [case for case in cases if case not in later] + sorted(needed.difference(cases))
     job = {"cases": first, "cycles": CYCLES, "seconds": GROUP_WITHIN, "seed": SEED, "feature": machine.poorer[1]}
+    job["call_seconds"] = machine.call_seconds
     ran = boot(machine, image(machine), work, job, ALL_WITHIN)
     if not later:
         return ran, ran
