@@ -51,6 +51,11 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
         "kcmp": 272, "prlimit64": 261, "sched_getattr": 275, "sched_setattr": 274, "rt_sigtimedwait": 137,
         "rt_tgsigqueueinfo": 240, "execveat": 281, "timer_create": 107, "timer_delete": 111,
     },
+    ("s390x", 8): {
+        "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 305, "ioprio_get": 283, "ioprio_set": 282,
+        "kcmp": 343, "prlimit64": 334, "sched_getattr": 346, "sched_setattr": 345, "rt_sigtimedwait": 177,
+        "rt_tgsigqueueinfo": 330, "execveat": 354, "timer_create": 254, "timer_delete": 258,
+    },
 }  # fmt: skip
 
 
