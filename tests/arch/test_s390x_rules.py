@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from torpor.arch.s390x import KINDS, cpu
 from torpor.arch.s390x.registers import REGISTERS
 from torpor.arch.s390x.rules import NONE, PSW_KEPT, RULES
@@ -116,6 +117,13 @@ def test_verdict() -> None:
         assert vectors.startswith("vx: its vector registers")
     (unknown,) = cpu.verdict(old, used | 1 << 9, here=old)
     assert "bits 9" in unknown
+
+
+def test_the_documents_table_is_this_one() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    for state in STATES:
+        needs = f"`{state.feature}`" if state.feature else ""
+        assert f"| {state.bit} | `{state.record.__name__}` | {state.title} | {needs} |" in page
 
 
 def test_described_by_cpuinfo() -> None:

@@ -25,7 +25,8 @@ def leave_an_image(work: Path) -> None:
 def words_about(image: Path) -> list[str]:
     """What torpor says of an image: whether it is whole, what is in it, and whether its own CPU would do."""
     said = []
-    for arguments in (["verify", image], ["inspect", image], ["inspect", image, "--cpu", f"{image}.cpuinfo"]):
+    commands: list[list[str | Path]] = [["verify", image], ["inspect", image], ["inspect", image, "--cpu", f"{image}.cpuinfo"]]
+    for arguments in commands:
         run = torpor(Reaper(), *arguments)
         said.append(f"exit {run.code}: {run.output.replace(str(image), image.name)}")
     return said

@@ -253,8 +253,8 @@ def _refusal(executable: Path, name: str, directory: Path) -> str:
 
 
 KINDS = {
-    "boot": boot, "check": check, "image": image, "python": python, "pipeline": pipeline, "torture": torture, "call": calls, "saved": saved,
-    "moved": moved,
+    "boot": boot, "check": check, "image": image, "python": python, "pipeline": pipeline, "torture": torture, "call": calls,
+    "saved": saved, "moved": moved,
 }  # fmt: skip
 
 

@@ -255,9 +255,9 @@ class Remote:
         enter_phase(INJECTED)
 
     def _leave_call(self) -> None:
-        """On from the end of a call to where the kernel looks for signals: only there it takes a word on which call is to be made again.
+        """On from the end of a call to where the kernel looks for signals; the thread executes nothing on its way.
 
-        The thread executes nothing on its way.
+        Not every kernel takes a word before that on which call is to be made again, or that none is.
         """
         tid = self.thread.tid
         ptrace.interrupt(tid)

@@ -32,7 +32,7 @@ _CONTROL = frozenset((3, 4, 5, 6, 8, 9, 10, 11, 13, 14, 40, 51, 66, 67, 68, 78, 
 class S390xHeader(Record, type=0x13F0):
     """The machine an s390x image was made on (R-B2): once per image, before every register record."""
 
-    features: str = text("what was offered to programs, as /proc/cpuinfo calls it; facilityN for those with a number only", max=8192)
+    features: str = text("what was offered to programs, as /proc/cpuinfo calls it; facilityN for what has a number only", max=8192)
     model: str = text("the first processor, as /proc/cpuinfo describes it", max=256)
     hwcap: list[int] = array(64, "AT_HWCAP, AT_HWCAP2 (getauxval(3))", max=8)
 
@@ -52,7 +52,7 @@ def header() -> S390xHeader:
 
 
 def described(cpuinfo: Mapping[str, str]) -> S390xHeader:
-    """The header that an image made where /proc/cpuinfo has these lines would have. Raises UsageError when there are no features."""
+    """The header that an image made where /proc/cpuinfo has these lines would have. UsageError: there are no features."""
     features = set(cpuinfo.get("features", "").split()) - _NO_FEATURES
     if "zarch" not in features:
         raise UsageError(
