@@ -24,6 +24,8 @@ from torpor.arch.s390x.registers import (
 from torpor.arch.s390x.rules import NONE, PSW_SPACE, PSW_WIDTH
 from torpor.errors import Unsupported
 from torpor.linux import ptrace
+from torpor.tasks import freeze
+from torpor.tasks.remote import Busy
 
 KIND = KINDS[0]
 SVC, SP = 0x100_0100, 0x3FF_FFFF_0000
@@ -177,3 +179,37 @@ def test_slot_ends_in_its_frame() -> None:
     code, symbols = KIND.code.placed(0, 0, {}), KIND.code.symbols
     assert code[symbols["call"] : symbols["call"] + 2] == KIND.syscall_instruction[0]
     assert code[symbols["heal"] + 6 : symbols["heal"] + 8] == bytes((0x0A, NUMBERS["rt_sigreturn"]))
+
+
+class Returning:
+    """A thread that is found in the vdso, on its way back into a call, as many times as `found` says."""
+
+    found = 0
+    regs = {"psw_addr": 0x7470}
+
+    def __init__(self, process: Any, tid: int, signal: int, seen: None) -> None:
+        self.process = process
+
+    def reads_clock(self) -> bool:
+        Returning.found -= 1
+        return Returning.found >= 0
+
+    def midway(self) -> bool:
+        return KIND.midway(self.regs, lambda address, length: {0x7470: b"\x0a\x07"}[address][:length])
+
+
+@pytest.mark.parametrize("times", [0, 1, 5, 50])
+def test_thread_on_its_way_back_into_a_call_is_let_go_until_it_is_there(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    let_go: list[int] = []
+    monkeypatch.setattr(freeze, "FrozenThread", Returning)
+    monkeypatch.setattr(freeze.FrozenTree, "_seize", lambda self, pid, tid: True)
+    monkeypatch.setattr(freeze.FrozenTree, "_stop", lambda self, process, tid: (0, None))
+    monkeypatch.setattr(ptrace, "cont", let_go.append)
+    process: Any = type("Process", (), {"pid": 1, "arch": KIND})()
+    Returning.found = times
+    assert isinstance(freeze.FrozenTree()._take(process, 77), Returning)
+    assert let_go == [77] * times
+    Returning.found = 10**6
+    with pytest.raises(Busy, match="going back into a call"):
+        freeze.FrozenTree()._take(process, 77)
+    assert not KIND.midway({"psw_addr": 0x7474}, lambda address, length: b"\x0a\xad")

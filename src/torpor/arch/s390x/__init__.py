@@ -88,6 +88,10 @@ class S390x(Arch):
         """See Arch.described."""
         return cpu.described(cpuinfo)
 
+    def midway(self, regs: Registers, read: Callable[[int, int], bytes]) -> bool:
+        """See Arch.midway: in the vdso is `svc 7` for that, and the way back in the restart block."""
+        return read(regs["psw_addr"], SVC) == bytes((0x0A, _SYSCALLS["restart_syscall"]))
+
     def again(self, regs: Registers, number: int | None = None) -> Registers:
         """See Arch.again; no other call can be made, for its number is in the instruction."""
         return {**regs, "r2": regs["orig_gpr2"], "psw_addr": regs["psw_addr"] - regs["svc_length"], "system_call": NONE}
