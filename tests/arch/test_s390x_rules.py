@@ -102,7 +102,7 @@ def test_records_in_order_and_once() -> None:
 
 
 def header(features: str) -> cpu.S390xHeader:
-    return cpu.S390xHeader(features=features, model="machine = 8561", hwcap=[])
+    return cpu.S390xHeader(features=features, model="IBM/S390 8561", hwcap=[])
 
 
 def test_verdict() -> None:
@@ -127,8 +127,10 @@ def test_the_documents_table_is_this_one() -> None:
 
 
 def test_described_by_cpuinfo() -> None:
-    lines = {"features": "esan3 zarch vx sie", "facilities": "0 8 129 17", "processor 0": "version = 00,  machine = 8561"}
+    lines = {"features": "esan3 zarch vx sie", "facilities": "0 8 129 17"}
+    assert cpu.described(lines).model == ""
+    lines |= {"vendor_id": "IBM/S390", "processor 0": "version = 00,  identification = 000000,  machine = 8561"}
     found = cpu.described(lines)
-    assert (found.features, found.model) == ("esan3 vx zarch facility0 facility17 facility129", "version = 00, machine = 8561")
+    assert (found.features, found.model) == ("esan3 vx zarch facility0 facility17 facility129", "IBM/S390 8561")
     with pytest.raises(UsageError):
         cpu.described({"Features": "fp asimd"})

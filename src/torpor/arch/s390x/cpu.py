@@ -33,7 +33,7 @@ class S390xHeader(Record, type=0x13F0):
     """The machine an s390x image was made on (R-B2): once per image, before every register record."""
 
     features: str = text("what was offered to programs, as /proc/cpuinfo calls it; facilityN for what has a number only", max=8192)
-    model: str = text("the first processor, as /proc/cpuinfo describes it", max=256)
+    model: str = text("vendor and machine type, as /proc/cpuinfo has them", max=256)
     hwcap: list[int] = array(64, "AT_HWCAP, AT_HWCAP2 (getauxval(3))", max=8)
 
 
@@ -60,7 +60,8 @@ def described(cpuinfo: Mapping[str, str]) -> S390xHeader:
         )
     facilities = {int(number) for number in cpuinfo.get("facilities", "").split() if number.isdecimal()} - _CONTROL
     names = [*sorted(features), *(f"facility{number}" for number in sorted(facilities))]
-    return S390xHeader(features=" ".join(names), model=" ".join(cpuinfo.get("processor 0", "").split()), hwcap=[])
+    machine = cpuinfo.get("processor 0", "").rpartition("machine = ")[2]
+    return S390xHeader(features=" ".join(names), model=f"{cpuinfo.get('vendor_id', '')} {machine}".strip(), hwcap=[])
 
 
 def verdict(header: S390xHeader, used: int, *, here: S390xHeader, cpu: str = "same") -> list[str]:
