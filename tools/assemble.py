@@ -19,8 +19,14 @@ SOURCES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "x86": {"CODE_64": ("code64.S", ["--64"]), "CODE_32": ("code32.S", ["--32"])},
     "arm64": {"CODE_64": ("code64.S", [])},
     "riscv64": {"CODE_64": ("code64.S", ["-march=rv64imac"])},
+    "s390x": {"CODE_64": ("code64.S", ["-march=z10"])},
 }
-TRIPLETS = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu", "riscv64": "riscv64-linux-gnu"}
+TRIPLETS = {
+    "x86": "x86_64-linux-gnu",
+    "arm64": "aarch64-linux-gnu",
+    "riscv64": "riscv64-linux-gnu",
+    "s390x": "s390x-linux-gnu",
+}
 
 LINKED = ("riscv64",)
 """Where the assembler leaves it to the linker to put in even the distances within a section."""

@@ -22,7 +22,7 @@ def names(machine: Machine) -> list[str]:
     """The cases of a machine; one on which torpor does not run yet is only seen to boot."""
     if not machine.supported:
         return ["boot"]
-    found = ["check", "python", "pipeline"]
+    found = ["check", "image", "python", "pipeline"]
     for width in machine.compilers:
         found += [f"torture-{width}-{threads}" for threads in THREADS]
         found += [f"call-{width}-{name}" for size, name in ALL_TIMED + ALL_UNTIMED if size == width]

@@ -12,6 +12,7 @@ import pytest
 
 from tests.machines.boot import Booted, boot
 from tests.machines.cases import ALL, ALL_WITHIN, CYCLES, GROUP_WITHIN, on_poorer
+from tests.machines.foreign import leave_an_image
 from tests.machines.images import image, prebuilt
 from tests.machines.machines import MACHINES, Machine
 from tests.settings import SEED
@@ -67,6 +68,8 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
             compile_program(name, bits, programs, compiler)
         if machine.poorer[0]:
             compile_program("feature", bits, programs, (*compiler, "-static"))
+    if "image" in cases:
+        leave_an_image(work)
     later = [case for case in cases if on_poorer(case)]
     needed = {case.replace("moved", "saved") for case in later}
     first = [case for case in cases if case not in later] + sorted(needed.difference(cases))

@@ -25,6 +25,7 @@ from pathlib import Path
 from tests.calls import program
 from tests.calls.program import CANNOT_BE_SAVED, MAY_BE_REFUSED
 from tests.machines.cases import grouped
+from tests.machines.foreign import words_about
 from tests.machines.programs import compute
 from tests.machines.victim import FIRST, Victim
 from tests.settings import ROOT, SEED
@@ -55,6 +56,17 @@ def check(report: Report, cases: list[str], cycles: int) -> None:
     """`torpor check` says what this kernel has."""
     run = torpor(Reaper(), "check")
     report(cases[0], run.code == 0, "; ".join(" ".join(line.split()) for line in run.output.splitlines()))
+
+
+def image(report: Report, cases: list[str], cycles: int) -> None:
+    """A small image is left for the host, and the host's is looked at; what was said of both, it compares."""
+    victim = Victim(["sleep", "1000"], HOME / "image", random.Random(f"{SEED} image"))
+    victim.save(WORK / "image")
+    victim.reaper.wait_gone([victim.pid])
+    shutil.copyfile("/proc/cpuinfo", WORK / "image.cpuinfo")
+    said = {name: words_about(WORK / name) for name in ("image", "foreign")}
+    (WORK / "images.said").write_text(json.dumps(said))
+    report(cases[0], True, f"{victim.runs[0].seconds:.2f} s; {said['image'][0]}".splitlines()[0])
 
 
 def python(report: Report, cases: list[str], cycles: int) -> None:
@@ -240,8 +252,8 @@ def _refusal(executable: Path, name: str, directory: Path) -> str:
 
 
 KINDS = {
-    "boot": boot, "check": check, "python": python, "pipeline": pipeline, "torture": torture, "call": calls, "saved": saved,
-    "moved": moved,
+    "boot": boot, "check": check, "image": image, "python": python, "pipeline": pipeline, "torture": torture, "call": calls,
+    "saved": saved, "moved": moved,
 }  # fmt: skip
 
 

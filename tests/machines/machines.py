@@ -107,7 +107,7 @@ MACHINES = {
             modules=("9pnet_virtio", "9p"),
             console="ttysclp0",
             transport="ccw",
-            supported=False,
+            poorer=("max,vx=off,vxeh=off,vxeh2=off", "vx"),
         ),
         Machine(
             name="riscv64",

@@ -51,6 +51,8 @@ struct regs_change {
 #include "torture_regs_arm64.h"
 #elif defined(__riscv) && __riscv_xlen == 64
 #include "torture_regs_riscv64.h"
+#elif defined(__s390x__)
+#include "torture_regs_s390x.h"
 #else
 #error "torture_regs: write the header for this architecture"
 #endif

@@ -361,6 +361,8 @@ static void wait_semop(void)
 	check_result("semop", held_call(
 #ifdef __i386__
 				      SYS_semtimedop_time64, semaphores, (long)&down, 1, 0, 0, 0
+#elif !defined(SYS_semop)
+				      SYS_semtimedop, semaphores, (long)&down, 1, 0, 0, 0
 #else
 				      SYS_semop, semaphores, (long)&down, 1, 0, 0, 0
 #endif

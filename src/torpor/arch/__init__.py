@@ -36,6 +36,7 @@ FAMILIES = (
     Family("x86", "x86_64 i386 i486 i586 i686", 0x1000, 1, 2),
     Family("arm64", "aarch64", 0x1100, 4),
     Family("riscv64", "riscv64", 0x1400, 9),
+    Family("s390x", "s390x", 0x1300, 8),
 )
 ALL = tuple(f"torpor.arch.{family.package}" for family in FAMILIES)
 """The modules whose records are part of the format."""

@@ -205,6 +205,13 @@ class Arch(Waits):
         """
         return regs
 
+    def midway(self, regs: Registers, read: Callable[[int, int], bytes]) -> bool:
+        """Whether a stopped thread is where the kernel sends it to make restart_syscall(2), and only the kernel knows from where.
+
+        `read` gives bytes of the task's memory.
+        """
+        return False
+
     def handled(self, regs: Registers, restarts: bool, *, again: bool = False) -> Registers:
         """Where the kernel `rewinds`: the registers of an interrupted call when a signal handler with or without SA_RESTART runs.
 

@@ -55,6 +55,11 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
     },
     ("aarch64", 8): _GENERIC,
     ("riscv64", 8): _GENERIC,
+    ("s390x", 8): {
+        "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 305, "ioprio_get": 283, "ioprio_set": 282,
+        "kcmp": 343, "prlimit64": 334, "sched_getattr": 346, "sched_setattr": 345, "rt_sigtimedwait": 177,
+        "rt_tgsigqueueinfo": 330, "execveat": 354, "timer_create": 254, "timer_delete": 258,
+    },
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from torpor.linux import procfs, ptrace, sched
 from torpor.linux.signals import Changes
 from torpor.tasks import interrupted
 from torpor.tasks.phase import FROZEN, NONE, STOPPING, THAWED, enter_phase
-from torpor.tasks.remote import find_padding
+from torpor.tasks.remote import Busy, find_padding
 from torpor.tasks.task import Process, Thread
 
 TYPE_CHECKING = False
@@ -37,6 +37,10 @@ PATIENCE = 10.0
 
 CLOCK_TRIES = 6
 """How often at most a thread that is reading a clock is let go for a moment. A reading takes some 50 ns, so that once is enough."""
+
+
+MIDWAY_TRIES = 1000
+"""How often at most a thread is let go that has not yet come back into its call: until it is given a processor."""
 
 
 class FrozenThread(Thread):
@@ -76,6 +80,11 @@ class FrozenThread(Thread):
         inside = process.vdso <= self.regs[process.arch.ip] < process.padding
         running = not self.stopped_by and self.issued_again < 0 and process.arch.pending_call(self.regs) is None
         return inside and running
+
+    def midway(self) -> bool:
+        """Whether only the kernel knows where it goes on."""
+        mem = self.process.mem
+        return self.process.arch.midway(self.regs, lambda address, length: os.pread(mem, length, address))
 
 
 class FrozenProcess(Process):
@@ -221,6 +230,12 @@ class FrozenTree:
                 return None
             thread = FrozenThread(process, tid, signal, seen)
             places.append(thread.regs[process.arch.ip])
+            if thread.reads_clock() and thread.midway():
+                if len(places) > MIDWAY_TRIES:
+                    raise Busy(Obstacle(f"thread {tid}", "it is just going back into a call", "try again", pid=process.pid))
+                ptrace.cont(tid)
+                time.sleep(1e-4)
+                continue
             # A thread that does nothing else is found again and again where the counter is read: there it does no harm,
             # for what is read is checked afterwards.
             same = len(places) > 2 and len(set(places[-3:])) == 1

@@ -246,11 +246,28 @@ class Remote:
 
     def _give_back(self) -> None:
         """Mask first, then the registers: with these the thread is itself again, and needs no healing any more."""
+        if not self.signal:
+            self._leave_call()
         if self._dropped:
             self.arch.registers.give_dropped(self.thread.tid, self._dropped)
         ptrace.set_signal_mask(self.thread.tid, self.thread.mask)
         self.arch.registers.write_general(self.thread.tid, self.thread.regs)
         enter_phase(INJECTED)
+
+    def _leave_call(self) -> None:
+        """On from the end of a call to where the kernel looks for signals; the thread executes nothing on its way.
+
+        Not every kernel takes a word before that on which call is to be made again, or that none is.
+        """
+        tid = self.thread.tid
+        ptrace.interrupt(tid)
+        ptrace.cont(tid)
+        while (status := ptrace.wait(tid)) is not None and os.WIFSTOPPED(status):
+            if status >> 16 == ptrace.EVENT_STOP:
+                return
+            self.suppressed.append(status >> 8 & 0xFF)
+            ptrace.cont(tid)
+        raise ProcessLookupError(3, f"process {self.thread.process.pid} was killed meanwhile")
 
     # -- calls
 
