@@ -18,8 +18,9 @@ ARCH = Path(__file__).resolve().parent.parent / "src" / "torpor" / "arch"
 SOURCES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "x86": {"CODE_64": ("code64.S", ["--64"]), "CODE_32": ("code32.S", ["--32"])},
     "arm64": {"CODE_64": ("code64.S", [])},
+    "arm": {"CODE_32": ("code32.S", [])},
 }
-TRIPLETS = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
+TRIPLETS = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf"}
 
 
 def tool(family: str, name: str) -> str | None:

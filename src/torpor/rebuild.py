@@ -489,7 +489,8 @@ class Rebuilding:
                 status = ptrace.wait(own.thread.tid)
                 if status is None or not os.WIFSTOPPED(status) or status >> 16 == ptrace.EVENT_STOP:
                     break
-                ptrace.cont(own.thread.tid)
+                # From the end of a call (Arch.resumes_at_end) the signal only comes to be delivered.
+                ptrace.cont(own.thread.tid, signals.SIGSTOP if status >> 8 == signals.SIGSTOP else 0)
 
 
 def _forked(process: ProcessPlan) -> bool:

@@ -85,7 +85,6 @@ MACHINES = {
             modules=("virtio_mmio", "virtio_pci", "9pnet_virtio", "9p"),
             console="ttyAMA0",
             transport="device",
-            supported=False,
         ),
         Machine(
             name="ppc64el",

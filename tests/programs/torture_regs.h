@@ -49,6 +49,8 @@ struct regs_change {
 #include "torture_regs_x86.h"
 #elif defined(__aarch64__)
 #include "torture_regs_arm64.h"
+#elif defined(__arm__)
+#include "torture_regs_arm.h"
 #else
 #error "torture_regs: write the header for this architecture"
 #endif

@@ -73,7 +73,7 @@ class FrozenThread(Thread):
         of a clock that jumps. A 32-bit thread makes its calls there, too, and is in none of them unless it is in a call.
         """
         process = self.process
-        inside = process.vdso <= self.regs[process.arch.ip] < process.padding
+        inside = process.vdso[0] <= self.regs[process.arch.ip] < process.vdso[1]
         running = not self.stopped_by and self.issued_again < 0 and process.arch.pending_call(self.regs) is None
         return inside and running
 
@@ -87,8 +87,8 @@ class FrozenProcess(Process):
     """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
     padding: int
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
-    vdso: int
-    """Where its vdso begins, or 0."""
+    vdso: tuple[int, int]
+    """Where the code of its vdso begins and ends, or (0, 0)."""
 
     def __init__(self, pid: int, parent: FrozenProcess | None) -> None:
         self.status = procfs.status(pid)
@@ -295,14 +295,15 @@ def _stopped(tree: FrozenTree, pid: int, parent: FrozenProcess | None) -> Frozen
             time.sleep(0.0002)
 
 
-def padding_of(process: FrozenProcess) -> tuple[int, int]:
-    """The padding of a process's vdso and where that begins; 0 if it has none that would do (preflight will say so)."""
+def padding_of(process: FrozenProcess) -> tuple[int, tuple[int, int]]:
+    """Where torpor's code can lie, 0 if nowhere (preflight will say so); and the vdso without it."""
     mappings = procfs.maps(process.pid)
     try:
         padding = find_padding(process, mappings)
     except Unsupported:
-        return 0, 0
-    return padding, next(mapping.start for mapping in mappings if mapping.path == "[vdso]")
+        return 0, (0, 0)
+    vdso = next(((mapping.start, mapping.end) for mapping in mappings if mapping.path == "[vdso]"), (0, 0))
+    return padding, (vdso[0], padding if vdso[0] <= padding < vdso[1] else vdso[1])
 
 
 def freeze(root: int, absent: Mapping[int, int]) -> FrozenTree:
