@@ -257,6 +257,10 @@ class Arch(Waits):
         values["v_flags"] = settled[self.flags] & self.kept_flags
         return values
 
+    def own_calls(self, records: Sequence[Record]) -> list[tuple[str | int, ...]]:
+        """The calls by which a thread gives itself what of these register records no tracer can give it."""
+        return []
+
     def to_slot(self, at: int, regs: Registers, number: int, left: int) -> tuple[bytes, Registers]:
         """The code of a slot at the address `at`, and the registers with which a thread begins there.
 

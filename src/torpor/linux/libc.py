@@ -23,6 +23,9 @@ WIDE_KERNEL = WORD == 8 or "64" in os.uname().machine or os.uname().machine == "
 """Whether the kernel's longs have 64 bits; armv8l is what the arm64 one calls itself to 32-bit programs."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 """Bytes in a page: 4096, or 65536 on some PowerPC and AArch64 kernels."""
+O_LARGEFILE = 0o740000 & ~(os.O_DIRECT | os.O_DIRECTORY | os.O_NOFOLLOW)
+"""Four bits stand for these four flags, in an order that differs between machines; the C library hides this one where every file is
+opened with it."""
 
 
 class IoVec(ctypes.Structure):

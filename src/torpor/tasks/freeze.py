@@ -73,7 +73,7 @@ class FrozenThread(Thread):
         of a clock that jumps. A 32-bit thread makes its calls there, too, and is in none of them unless it is in a call.
         """
         process = self.process
-        inside = process.vdso[0] <= self.regs[process.arch.ip] < process.vdso[1]
+        inside = self.regs[process.arch.ip] in process.vdso
         running = not self.stopped_by and self.issued_again < 0 and process.arch.pending_call(self.regs) is None
         return inside and running
 
@@ -87,8 +87,8 @@ class FrozenProcess(Process):
     """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
     padding: int
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
-    vdso: tuple[int, int]
-    """Where the code of its vdso begins and ends, or (0, 0)."""
+    vdso: range
+    """Where its vdso lies, without torpor's code; empty if it has none."""
 
     def __init__(self, pid: int, parent: FrozenProcess | None) -> None:
         self.status = procfs.status(pid)
@@ -295,15 +295,15 @@ def _stopped(tree: FrozenTree, pid: int, parent: FrozenProcess | None) -> Frozen
             time.sleep(0.0002)
 
 
-def padding_of(process: FrozenProcess) -> tuple[int, tuple[int, int]]:
+def padding_of(process: FrozenProcess) -> tuple[int, range]:
     """Where torpor's code can lie, 0 if nowhere (preflight will say so); and the vdso without it."""
     mappings = procfs.maps(process.pid)
     try:
         padding = find_padding(process, mappings)
     except Unsupported:
-        return 0, (0, 0)
-    vdso = next(((mapping.start, mapping.end) for mapping in mappings if mapping.path == "[vdso]"), (0, 0))
-    return padding, (vdso[0], padding if vdso[0] <= padding < vdso[1] else vdso[1])
+        return 0, range(0)
+    vdso = next((range(mapping.start, mapping.end) for mapping in mappings if mapping.path == "[vdso]"), range(0))
+    return padding, range(vdso.start, padding) if padding in vdso else vdso
 
 
 def freeze(root: int, absent: Mapping[int, int]) -> FrozenTree:

@@ -1,9 +1,9 @@
 """System calls made by a stopped thread on torpor's behalf, in a way that a `kill -9` of torpor cannot hurt.
 
 The architecture's code (arch/*/code*.S) is put where nothing else looks: into the zero padding behind the section headers
-of the task's own vdso (or what else the kernel maps with room to spare), through /proc/PID/mem; that page is copied on write and inert until a register points into it. Beside it
-lies, as data, every register to be put back. Writing the instruction pointer is the one commit point: from there on the code,
-running free, always ends by itself in the registers, flags and signal mask the thread had.
+of the task's own vdso (or elsewhere in what the kernel maps), through /proc/PID/mem; that page is copied on write and inert until
+a register points into it. Beside it lies, as data, every register to be put back. Writing the instruction pointer is the one
+commit point: from there on the code, running free, always ends by itself in the registers, flags and signal mask the thread had.
 
 For torpor the code stops by sending the thread a signal that is ignored by default: a stop for a tracer, nothing for a task that
 has none. Where every such signal is caught or pending, it stops at system calls instead (PTRACE_SYSCALL), more slowly.
@@ -271,7 +271,7 @@ class Remote:
         enter_phase(INJECTED)
 
     def _come_to_end(self) -> None:
-        """Bring the thread to the end of a call that does nothing: a notification without a signal. From there it would heal, too."""
+        """Bring the thread to the end of a call that does nothing, a notification without signal. From there it would heal, too."""
         signal, self.signal = self.signal, 0
         self.thread.process.lent_to = None  # with the other signal
         self.prepare()

@@ -20,6 +20,7 @@ from torpor.arch.arm import cpu
 from torpor.arch.arm.code import CODE_32
 from torpor.arch.arm.registers import FRAMED, NT_ARM_VFP, REGISTERS, VFP, ArmRegisters, width
 from torpor.arch.arm.rules import CPSR, IT, NONE, THUMB, USER_MODE
+from torpor.arch.arm.state import ArmTls
 from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS, Arch
 from torpor.arch.waits import RETRIED, TIME_ARGUMENT, rest, timespec
 from torpor.linux import libc, ptrace
@@ -40,6 +41,9 @@ _RESTARTED = frozenset((
 _RESULT_AT = CODE_32.symbols["r_r0"] - CODE_32.symbols["frame"]
 _SLOT = b"".join(word.to_bytes(4, sys.byteorder) for word in (0xEF000000, 0xE58D0000 | _RESULT_AT, 0xE3A070AD, 0xEF000000))
 """svc #0; str r0, [sp, #...]; mov r7, #173; svc #0"""
+
+SET_TLS = 0x0F0005
+"""The private call that sets the thread pointer (asm/unistd.h, __ARM_NR_set_tls)."""
 
 # Where there are two calls, the name means the one with wide ids and 64-bit times; the others keep their own names.
 _SYSCALLS = {
@@ -153,6 +157,10 @@ class Arm(Arch):
             data = bytes(VFP.size)
         values = super().heal_values(regs, tid)
         return {**values, "v_d": int.from_bytes(data[:256], sys.byteorder), "v_fpscr": int.from_bytes(data[256:], sys.byteorder)}
+
+    def own_calls(self, records: Sequence[Record]) -> list[tuple[str | int, ...]]:
+        """See Arch.own_calls: the thread pointer."""
+        return [(SET_TLS, record.tp) for record in records if isinstance(record, ArmTls)]
 
     def to_framed_slot(self, at: int, thread: Task, number: int, left: int) -> tuple[bytes, bytes, Registers]:
         """See Arch.to_framed_slot: the call, its result into the frame, rt_sigreturn(2). The frame is that of `heal`."""

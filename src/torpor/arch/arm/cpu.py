@@ -50,7 +50,7 @@ def header() -> ArmHeader:
 
 
 def described(cpuinfo: Mapping[str, str]) -> ArmHeader:
-    """The header that an image made where /proc/cpuinfo has these lines would have. Raises UsageError when there are no features."""
+    """The header that an image made where /proc/cpuinfo has these lines would have. Raises UsageError when there are none."""
     features = set(cpuinfo.get("Features", "").split()) - _NO_FEATURES
     version = "".join(char for char in cpuinfo.get("CPU architecture", "") if char.isdigit())  # "5TEJ", say
     if "half" not in features or not version:  # every 32-bit ARM since version 4 has halfwords, and AArch64 calls nothing so
@@ -76,7 +76,7 @@ def verdict(header: ArmHeader, used: int, *, here: ArmHeader, cpu: str = "same")
             f"restart on ARMv{header.isa} or newer"
         )
     if not header.mmu:
-        found.append("it comes from a machine without a memory management unit, where addresses are other; there is no way to move it")
+        found.append("it comes from a machine without a memory management unit, where programs lie elsewhere: it cannot run here")
     if header.thumbee:
         found.append("thumbee: its state is in use, and no kernel keeps it any more")
     ran_on = f"CPU {header.model or 'unknown'}"

@@ -15,7 +15,7 @@ import struct
 from torpor.arch.arm import cpu
 from torpor.arch.arm.rules import CPSR, JAZELLE, NONE, RULES, THUMB, USER_MODE
 from torpor.arch.arm.state import STATE_OF, ArmGeneral, ArmTls, ArmVfp, ArmVfpHigh
-from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK, Room
+from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK
 from torpor.arch.masks import in_order, mask_of
 from torpor.arch.rules import CALL_LIMIT, Facts, asks_again, faults
 from torpor.errors import Obstacle, Unsupported
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from torpor.arch.contract import Seen
+    from torpor.arch.contract import Room, Seen
     from torpor.image.record import Record
 
 # elf.h. Not NT_PRFPREG: writing that set of an emulated coprocessor harms 32-bit kernels.
@@ -44,9 +44,6 @@ KEPT = NAMES[:18]
 FRAMED = NAMES[:16]
 """Those that a signal frame has one after the other; cpsr follows them."""
 RESTART_SYSCALL = 0
-
-_SET_TLS = bytes.fromhex("04709fe5 000000ef f001f0e7 05000f00")
-"""ldr r7, =set_tls; svc #0; a breakpoint; the number of that private call (asm/unistd.h)"""
 
 _ptrace = libc.function("ptrace", ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -148,7 +145,7 @@ class ArmRegisters:
         return _word(_GET_THREAD_AREA, tid)
 
     def write(self, tid: int, records: Sequence[Record]) -> None:
-        """Set everything but the general registers and the thread pointer (`room`); what has no record is put at rest."""
+        """Set everything but the general registers and the thread pointer (`Arch.own_calls`); what has no record is put at rest."""
         given = {type(record): record for record in records}
         low, high = given.get(ArmVfp), given.get(ArmVfpHigh)
         if _set(tid, NT_ARM_VFP):
@@ -172,9 +169,8 @@ class ArmRegisters:
         return mask_of(records, STATE_OF)
 
     def room(self, records: Sequence[Record]) -> Room | None:
-        """The call that sets the thread pointer: no tracer of a 32-bit kernel can, only the thread itself."""
-        tls = next((record for record in records if isinstance(record, ArmTls)), None)
-        return Room(_SET_TLS, b"", "r1", {"r0": tls.tp}) if tls else None
+        """Nothing: the kernel always has room for these registers."""
+        return None
 
     def validate(
         self,
@@ -198,8 +194,8 @@ class ArmRegisters:
 def again(regs: Mapping[str, int]) -> Mapping[str, int]:
     """What an interrupted call leaves behind when it is to be made again: by its number, or by restart_syscall(2).
 
-    Source: arch/arm64/kernel/signal.c, do_signal() and compat_setup_restart_syscall(), which leaves its number in r7. A 32-bit kernel
-    makes the call again without leaving to the program; `write_at_end` lets it.
+    Source: arch/arm64/kernel/signal.c, do_signal() and compat_setup_restart_syscall(), which leaves its number in r7. A
+    32-bit kernel makes the call again without going back to the program; `write_at_end` lets it.
     """
     error = NONE + 1 - regs["r0"]
     if not asks_again(regs["r0"], 4):
