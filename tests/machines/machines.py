@@ -72,7 +72,8 @@ MACHINES = {
             kernel="linux-image-arm64",
             # pauth-impdef: the architecture's own hash of signed pointers takes half of the time when it is translated.
             qemu=("qemu-system-aarch64", "-machine", "virt", "-cpu", "max,pauth-impdef=on"),
-            compilers={64: ("aarch64-linux-gnu-gcc",)},
+            # Static: Debian has no C library for 32-bit programs in this architecture.
+            compilers={64: ("aarch64-linux-gnu-gcc",), 32: ("arm-linux-gnueabihf-gcc", "-static")},
             console="ttyAMA0",
             poorer=("cortex-a57", "sve"),
         ),
