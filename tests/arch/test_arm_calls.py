@@ -108,7 +108,8 @@ def test_registers_are_written_as_they_must_go_on(monkeypatch: pytest.MonkeyPatc
     sets.write_general(1, found)
     assert written == [block]  # as the kernel would have let it go on
     KIND.write_at_end(1, found)  # as the kernel itself has them before it moves them back
-    assert GENERAL.unpack(written.pop()) == tuple({**regs, "r0": NONE + 1 - ERESTARTSYS, "pc": SVC + 2}[name] for name in NAMES[:18])
+    there = {**regs, "r0": NONE + 1 - ERESTARTSYS, "pc": SVC + 2}
+    assert GENERAL.unpack(written.pop()) == tuple(there[name] for name in NAMES[:18])
     ended = GENERAL.pack(*[{**regs, "r0": NONE + 1 - EINTR, "pc": SVC + 2}[name] for name in NAMES[:18]])
     monkeypatch.setattr(ptrace, "get_regset", lambda tid, note: ended)
     sets.restart_ended(1, {NUMBERS["read"]}, seen)
@@ -177,7 +178,7 @@ def test_frame_is_what_rt_sigreturn_reads() -> None:
 
 
 def test_code_keeps_r12_until_its_notification() -> None:
-    """The kernel gives r12 back at the end of a call as it was at the beginning, whatever a tracer has written (report_syscall())."""
+    """At the end of a call the kernel gives r12 back as it was at the beginning, whatever a tracer has written."""
     symbols, code = KIND.code.symbols, KIND.code.placed(0, 0, {})
     for first, last in (("leave", "batch"), ("notify", "notified")):
         for (word,) in struct.iter_unpack("<I", code[symbols[first] : symbols[last]]):
