@@ -119,6 +119,13 @@ def test_registers_are_written_as_they_must_go_on(monkeypatch: pytest.MonkeyPatc
     assert len(written) == 2
 
 
+def test_address_of_a_handler_in_thumb_code_is_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpsr, pc in ((USER_MODE | THUMB, SVC), (USER_MODE, SVC + 1)):
+        values = dict.fromkeys(NAMES[:18], 0) | {"cpsr": cpsr, "pc": SVC + 1}
+        monkeypatch.setattr(ptrace, "get_regset", lambda tid, note, values=values: GENERAL.pack(*values.values()))
+        assert ArmRegisters().read_general(1)["pc"] == pc
+
+
 def test_bits_of_cpsr_are_replaced_and_never_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[bytes] = []
     monkeypatch.setattr(ptrace, "set_regset", lambda tid, note, data: written.append(data))

@@ -33,7 +33,7 @@ def names(machine: Machine) -> list[str]:
             calls = [name for name in calls if not name.endswith(BY_VDSO)]
         found += [f"call-{width}-{name}" for name in calls]
     if machine.poorer[0]:
-        found += [f"{case}-{width}" for case in ("saved", "moved") for width in machine.compilers]
+        found += [f"{case}-{width}" for case in ("saved", "moved") for width in machine.compilers if width in machine.poorer_for]
     return found
 
 

@@ -41,6 +41,8 @@ class Machine:
     """Kernel and root were built for it, for Debian has the architecture no more (images.py); it has no suite."""
     poorer: tuple[str, str] = ("", "")
     """A CPU that lacks a feature which that of `qemu` has, and what torpor calls the feature (tests/programs/feature.c uses it)."""
+    poorer_for: tuple[int, ...] = (64, 32)
+    """The width of the programs that have that feature."""
     supported: bool = True
     """Whether torpor runs on it; else only that it boots is tried, so that it is there when an architecture is added."""
 
@@ -76,6 +78,7 @@ MACHINES = {
             compilers={64: ("aarch64-linux-gnu-gcc",), 32: ("arm-linux-gnueabihf-gcc", "-static")},
             console="ttyAMA0",
             poorer=("cortex-a57", "sve"),
+            poorer_for=(64,),
         ),
         Machine(
             name="armhf",

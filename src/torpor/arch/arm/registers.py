@@ -83,8 +83,14 @@ class ArmRegisters:
     # General registers.
 
     def read_general(self, tid: int) -> dict[str, int]:
-        """The general registers by name; that the thread is in a call is not among what they tell (`Arm.looked_at`)."""
-        return dict(zip(NAMES, (*GENERAL.unpack(ptrace.get_regset(tid, NT_PRSTATUS)), NONE), strict=True))
+        """The general registers by name; that the thread is in a call is not among what they tell (`Arm.looked_at`).
+
+        At the first instruction of a signal handler in Thumb code the arm64 kernel shows its address with the bit that says so.
+        """
+        regs = dict(zip(NAMES, (*GENERAL.unpack(ptrace.get_regset(tid, NT_PRSTATUS)), NONE), strict=True))
+        if regs["cpsr"] & THUMB:
+            regs["pc"] &= ~1
+        return regs
 
     def write_general(self, tid: int, regs: Mapping[str, int]) -> None:
         """Set the general registers, with which an interrupted call is made again: the kernel will not do it any more."""
