@@ -18,7 +18,7 @@ import sys
 
 from torpor.arch.arm import cpu
 from torpor.arch.arm.code import CODE_32
-from torpor.arch.arm.registers import FRAMED, NT_ARM_VFP, REGISTERS, VFP, ArmRegisters, width
+from torpor.arch.arm.registers import FRAMED, NT_ARM_VFP, REGISTERS, RESTART_SYSCALL, VFP, ArmRegisters, width
 from torpor.arch.arm.rules import CPSR, IT, NONE, THUMB, USER_MODE
 from torpor.arch.arm.state import ArmTls
 from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS, Arch
@@ -101,7 +101,7 @@ class Arm(Arch):
             return regs
         number, arguments, _, pc = seen
         others = tuple(regs[name] for name in self.arguments[1:])
-        if regs["r7"] != number or others != arguments[1:]:
+        if not self._asked_for(number, regs) or others != arguments[1:]:
             return regs
         call = {"orig_r0": arguments[0], "syscallno": number, "pc": pc}
         if regs["pc"] == pc - width(regs) and regs["r0"] == arguments[0]:
@@ -109,6 +109,10 @@ class Arm(Arch):
         if regs["pc"] == pc and regs["r0"] == NONE + 1 - EINTR:
             return {**regs, **call}
         return regs
+
+    def _asked_for(self, number: int, regs: Registers) -> bool:
+        """Whether the registers that a thread was stopped with may ask for call `number`: see the head of this module."""
+        return regs["r7"] == number or (number == RESTART_SYSCALL and not libc.WIDE_KERNEL)
 
     def _error(self, number: int, arguments: Sequence[int]) -> int:
         """With which of ERESTART* the kernel ends call `number` when a signal comes."""
@@ -134,11 +138,9 @@ class Arm(Arch):
         return {**regs, "r0": regs["orig_r0"], "r7": number, "pc": regs["pc"] - width(regs), "syscallno": NONE}
 
     def resumes_at_end(self, regs: Registers) -> bool:
-        """See Arch.resumes_at_end. Nor would an instruction in an IT block be the same again: the block has gone on."""
+        """See Arch.resumes_at_end."""
         call = self.pending_call(regs)
-        if call is None or call[1] == EINTR or libc.WIDE_KERNEL:
-            return False
-        return call[1] == ERESTART_RESTARTBLOCK or bool(regs["cpsr"] & IT)
+        return call is not None and call[1] == ERESTART_RESTARTBLOCK and not libc.WIDE_KERNEL
 
     def write_at_end(self, tid: int, regs: Registers) -> None:
         """See Arch.write_at_end."""
@@ -147,7 +149,9 @@ class Arm(Arch):
     def settled(self, regs: Registers) -> Registers:
         """See Arch.settled. After rt_sigreturn(2) there is no restart block any more: the call is made from its beginning."""
         call = self.pending_call(regs)
-        return dict(regs) if call is None or call[1] == EINTR else self.again(regs)
+        if call is None or call[1] == EINTR:
+            return dict(regs)
+        return self.again(regs, regs["r7"] if call[0] == RESTART_SYSCALL else None)
 
     def heal_values(self, regs: Registers, tid: int) -> dict[str, int]:
         """See Arch.heal_values: the floating point registers are among them."""
