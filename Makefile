@@ -27,6 +27,7 @@ ifeq ($(MACHINE),x86_64)
 TEST_PACKAGES += gcc-12-multilib libc6-dev-i386
 # What tests/machines builds for and boots; the last only where torpor does not run yet (make test-machines).
 TEST_PACKAGES += qemu-system-x86 qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+TEST_PACKAGES += gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
 TEST_PACKAGES += qemu-system-misc gcc-riscv64-linux-gnu libc6-dev-riscv64-cross
 TEST_PACKAGES += gcc-s390x-linux-gnu libc6-dev-s390x-cross
 OTHER_MACHINES := qemu-system-ppc

@@ -20,10 +20,12 @@ SOURCES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "arm64": {"CODE_64": ("code64.S", [])},
     "riscv64": {"CODE_64": ("code64.S", ["-march=rv64imac"])},
     "s390x": {"CODE_64": ("code64.S", ["-march=z10"])},
+    "arm": {"CODE_32": ("code32.S", [])},
 }
 TRIPLETS = {
     "x86": "x86_64-linux-gnu",
     "arm64": "aarch64-linux-gnu",
+    "arm": "arm-linux-gnueabihf",
     "riscv64": "riscv64-linux-gnu",
     "s390x": "s390x-linux-gnu",
 }

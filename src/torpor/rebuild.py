@@ -374,21 +374,31 @@ class Rebuilding:
         for _, thread in made[1:]:
             remotes.append(Remote(thread, remote.code_at, remote.work_at, signal=spawn.QUIET, mapped=True))
         remote.reset()
-        remote.checked(processes.attribute_calls(record, process.arch))
-        for plan, own in zip(process.threads, remotes, strict=True):
-            self._make_room(plan.registers, own)
-        remote.prepare()
-        remote.reset()
+        attributes = processes.attribute_calls(record, process.arch)
+        rooms = [own.arch.registers.room(plan.registers) for plan, own in zip(process.threads, remotes, strict=True)]
+        if any(rooms):
+            # Code that makes the kernel have room ends in a breakpoint, at which it forgets that SIGTRAP is ignored or blocked
+            # (force_sig_info_to_task()): so this comes before the actions, and behind what asks for the registers.
+            remote.checked(attributes)
+            attributes = []
+            for needed, own in zip(rooms, remotes, strict=True):
+                if needed:
+                    own.reset()
+                    own.execute(needed.code, {**needed.registers, needed.pointer: own.put(needed.data)})
+            remote.prepare()
+            remote.reset()
         room = remote.room(40 * 65)
         remote.reset()
         inherited = signals.EVERY if _forked(process) else self._ignored
         calls, data = signals.tell_actions(process.handlers.actions, inherited, room, remote.arch)
         remote.put(data or b"\0")
-        remote.checked(calls + threads.attach_calls(process.threads[0].record, remote))
+        leader = process.threads[0]
+        calls += attributes
+        remote.checked(calls + threads.attach_calls(leader.record, remote) + process.arch.own_calls(leader.registers))
         for plan, own in zip(process.threads[1:], remotes[1:], strict=True):
             own.reset()
             own.prepare()
-            own.checked(threads.attach_calls(plan.record, own))
+            own.checked(threads.attach_calls(plan.record, own) + own.arch.own_calls(plan.registers))
         remote.prepare()
         remote.reset()
         self.warnings += processes.set_oom_score(record, remote.thread.tid)
@@ -447,16 +457,6 @@ class Rebuilding:
                 info = own.put(signals.pack_siginfo(queued, own.arch))
                 own.checked([("rt_tgsigqueueinfo", process.record.pid, plan.record.tid, queued.signal, info)])
 
-    def _make_room(self, registers: list[Record], own: Remote) -> None:
-        """Have the kernel make room for all registers of a thread.
-
-        The code ends in a breakpoint, at which the kernel forgets that SIGTRAP is ignored or blocked (force_sig_info_to_task()):
-        so this comes before the process's actions are set, and attributes before it, for it may have to ask for registers.
-        """
-        if room := own.arch.registers.room(registers):
-            own.reset()
-            own.execute(room.code, {**room.registers, room.pointer: own.put(room.data)})
-
     def _give_registers(self, record: threads.Thread, registers: list[Record], own: Remote) -> None:
         """Extended registers, and the interrupted call that needs a restart block."""
         sets = own.arch.registers
@@ -500,7 +500,8 @@ class Rebuilding:
                 status = ptrace.wait(own.thread.tid)
                 if status is None or not os.WIFSTOPPED(status) or status >> 16 == ptrace.EVENT_STOP:
                     break
-                ptrace.cont(own.thread.tid)
+                # From the end of a call (Arch.resumes_at_end) the signal only comes to be delivered.
+                ptrace.cont(own.thread.tid, signals.SIGSTOP if status >> 8 == signals.SIGSTOP else 0)
 
 
 def _forked(process: ProcessPlan) -> bool:

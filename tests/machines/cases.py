@@ -16,6 +16,9 @@ CYCLES = 20 if FULL else 2
 GROUP_WITHIN = 3600.0 if FULL else 240.0  # s, for cases that are run together
 ALL_WITHIN = 6 * 3600.0 if FULL else 900.0  # s, from the boot to the end
 THREADS = (1, 10)
+X86 = ("amd64", "i386")
+BY_VDSO = "-vdso"
+"""What the names of calls end with that enter the kernel as only x86 can."""
 
 
 def names(machine: Machine) -> list[str]:
@@ -25,9 +28,12 @@ def names(machine: Machine) -> list[str]:
     found = ["check", "image", "python", "pipeline"]
     for width in machine.compilers:
         found += [f"torture-{width}-{threads}" for threads in THREADS]
-        found += [f"call-{width}-{name}" for size, name in ALL_TIMED + ALL_UNTIMED if size == width]
+        calls = [name for size, name in ALL_TIMED + ALL_UNTIMED if size == width]
+        if machine.name not in X86:
+            calls = [name for name in calls if not name.endswith(BY_VDSO)]
+        found += [f"call-{width}-{name}" for name in calls]
     if machine.poorer[0]:
-        found += [f"{case}-{width}" for case in ("saved", "moved") for width in machine.compilers]
+        found += [f"{case}-{width}" for case in ("saved", "moved") for width in machine.compilers if width in machine.poorer_for]
     return found
 
 

@@ -66,7 +66,7 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
     for bits, compiler in machine.compilers.items() if machine.supported else ():
         for name in ("torture", "calls"):
             compile_program(name, bits, programs, compiler)
-        if machine.poorer[0]:
+        if machine.poorer[0] and bits in machine.poorer_for:
             compile_program("feature", bits, programs, (*compiler, "-static"))
     if "image" in cases:
         leave_an_image(work)

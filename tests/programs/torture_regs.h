@@ -53,6 +53,8 @@ struct regs_change {
 #include "torture_regs_riscv64.h"
 #elif defined(__s390x__)
 #include "torture_regs_s390x.h"
+#elif defined(__arm__)
+#include "torture_regs_arm.h"
 #else
 #error "torture_regs: write the header for this architecture"
 #endif

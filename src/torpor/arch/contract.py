@@ -120,6 +120,8 @@ class Arch(Waits):
     word: int
     """Bytes in a long and a pointer: 4 or 8."""
     elf_machine: int
+    elf_flags = 0
+    """e_machine and e_flags of a program of this kind (elf(5))."""
     user_limit: int
     """First address that no program of this kind can use."""
     ip: str
@@ -151,6 +153,8 @@ class Arch(Waits):
     """Whether all threads share one slot, each with a frame of its own below its stack (tasks/retry.py)."""
     rewinds = False
     """Whether the kernel moves the registers of an interrupted call back before the stop, and forgets why (`looked_at`)."""
+    code_in, code_offset = "[vdso]", 0
+    """The mapping of the kernel's in which torpor's code lies (tasks/remote.py), and where: 0 means behind its section headers."""
     code_behind_segments = False
     """Whether torpor's code may lie where the vdso's loaded segment ends, over what only a debugger reads (tasks/remote.py)."""
     requestable = 0
@@ -219,6 +223,17 @@ class Arch(Waits):
         """
         return regs
 
+    def resumes_at_end(self, regs: Registers) -> bool:
+        """Whether a thread gets these registers, of an interrupted call, back in the stop at the end of another call.
+
+        For a kernel that `rewinds` and makes such a call again without going back to the program, whose registers do not say which.
+        """
+        return False
+
+    def write_at_end(self, tid: int, regs: Registers) -> None:
+        """Give a thread that is in the stop at the end of a call these registers: the kernel takes them for that call's."""
+        self.registers.write_general(tid, regs)
+
     def again(self, regs: Registers, number: int | None = None) -> Registers:
         """The registers with which the interrupted call (or call `number` instead) is issued again."""
         new = dict(regs)
@@ -250,6 +265,10 @@ class Arch(Waits):
         if self.flags:
             values["v_flags"] = settled[self.flags] & self.kept_flags
         return values
+
+    def own_calls(self, records: Sequence[Record]) -> list[tuple[str | int, ...]]:
+        """The calls by which a thread gives itself what of these register records no tracer can give it."""
+        return []
 
     def to_slot(self, at: int, regs: Registers, number: int, left: int) -> tuple[bytes, Registers]:
         """The code of a slot at the address `at`, and the registers with which a thread begins there.
@@ -309,11 +328,11 @@ class Arch(Waits):
         entry = address + header + self.code.symbols["entry"]
         ident = b"\x7fELF" + bytes((2 if wide else 1, 1 if sys.byteorder == "little" else 2, 1)) + bytes(9)
         if wide:
-            head = struct.pack("=16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+            head = struct.pack("=16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, self.elf_flags, 64, 56, 2, 0, 0, 0)
             head += struct.pack("=IIQQQQQQ", 1, 5, 0, address, address, PAGE, PAGE, PAGE)
             head += struct.pack("=IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)  # PT_GNU_STACK: not executable
         else:
-            head = struct.pack("=16sHHIIIIIHHHHHH", ident, 2, self.elf_machine, 1, entry, 52, 0, 0, 52, 32, 2, 0, 0, 0)
+            head = struct.pack("=16sHHIIIIIHHHHHH", ident, 2, self.elf_machine, 1, entry, 52, 0, self.elf_flags, 52, 32, 2, 0, 0, 0)
             head += struct.pack("=8I", 1, 0, address, address, PAGE, PAGE, 5, PAGE)
             head += struct.pack("=8I", 0x6474E551, 0, 0, 0, 0, 0, 6, 16)
         known = {"v_work": work, "v_length": length, **values}

@@ -19,8 +19,13 @@ _syscall.restype = ctypes.c_long
 
 WORD = ctypes.sizeof(ctypes.c_long)
 """Bytes in a C long of this interpreter: 4 or 8."""
+WIDE_KERNEL = WORD == 8 or "64" in os.uname().machine or os.uname().machine == "armv8l"
+"""Whether the kernel's longs have 64 bits; armv8l is what the arm64 one calls itself to 32-bit programs."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 """Bytes in a page: 4096, or 65536 on some PowerPC and AArch64 kernels."""
+O_LARGEFILE = 0o740000 & ~(os.O_DIRECT | os.O_DIRECTORY | os.O_NOFOLLOW)
+"""Four bits stand for these four flags, in an order that differs between machines; the C library hides this one where every file is
+opened with it."""
 
 
 class IoVec(ctypes.Structure):
@@ -53,6 +58,11 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
         "rt_tgsigqueueinfo": 335, "arch_prctl": 384, "execveat": 358, "timer_create": 259, "timer_delete": 263,
         "openat": 295,
     },
+    ("arm", 4): {
+        "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 339, "ioprio_get": 315, "ioprio_set": 314,
+        "kcmp": 378, "prlimit64": 369, "sched_getattr": 381, "sched_setattr": 380, "rt_sigtimedwait": 177,
+        "rt_tgsigqueueinfo": 363, "execveat": 387, "timer_create": 257, "timer_delete": 261, "openat": 322,
+    },
     ("aarch64", 8): _GENERIC,
     ("riscv64", 8): _GENERIC,
     ("s390x", 8): {
@@ -67,6 +77,8 @@ def _own_numbers() -> dict[str, int]:
     machine = os.uname().machine
     if WORD == 4 and machine in ("x86_64", "i486", "i586", "i686"):
         machine = "i386"
+    if WORD == 4 and (machine.startswith("armv") or machine == "aarch64"):
+        machine = "arm"
     return _COMMON | _MACHINE.get((machine, WORD), {})
 
 

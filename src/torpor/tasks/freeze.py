@@ -77,7 +77,7 @@ class FrozenThread(Thread):
         of a clock that jumps. A 32-bit thread makes its calls there, too, and is in none of them unless it is in a call.
         """
         process = self.process
-        inside = process.vdso <= self.regs[process.arch.ip] < process.padding
+        inside = self.regs[process.arch.ip] in process.vdso
         running = not self.stopped_by and self.issued_again < 0 and process.arch.pending_call(self.regs) is None
         return inside and running
 
@@ -96,8 +96,8 @@ class FrozenProcess(Process):
     """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
     padding: int
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
-    vdso: int
-    """Where its vdso begins, or 0."""
+    vdso: range
+    """Where its vdso lies, without torpor's code; empty if it has none."""
 
     def __init__(self, pid: int, parent: FrozenProcess | None) -> None:
         self.status = procfs.status(pid)
@@ -310,14 +310,15 @@ def _stopped(tree: FrozenTree, pid: int, parent: FrozenProcess | None) -> Frozen
             time.sleep(0.0002)
 
 
-def padding_of(process: FrozenProcess) -> tuple[int, int]:
-    """The padding of a process's vdso and where that begins; 0 if it has none that would do (preflight will say so)."""
+def padding_of(process: FrozenProcess) -> tuple[int, range]:
+    """Where torpor's code can lie, 0 if nowhere (preflight will say so); and the vdso without it."""
     mappings = procfs.maps(process.pid)
     try:
         padding = find_padding(process, mappings)
     except Unsupported:
-        return 0, 0
-    return padding, next(mapping.start for mapping in mappings if mapping.path == "[vdso]")
+        return 0, range(0)
+    vdso = next((range(mapping.start, mapping.end) for mapping in mappings if mapping.path == "[vdso]"), range(0))
+    return padding, range(vdso.start, padding) if padding in vdso else vdso
 
 
 def freeze(root: int, absent: Mapping[int, int]) -> FrozenTree:

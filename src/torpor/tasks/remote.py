@@ -1,9 +1,9 @@
 """System calls made by a stopped thread on torpor's behalf, in a way that a `kill -9` of torpor cannot hurt.
 
 The architecture's code (arch/*/code*.S) is put where nothing else looks: into the zero padding behind the section headers
-of the task's own vdso, through /proc/PID/mem; that page is copied on write and inert until a register points into it. Beside it
-lies, as data, every register to be put back. Writing the instruction pointer is the one commit point: from there on the code,
-running free, always ends by itself in the registers, flags and signal mask the thread had.
+of the task's own vdso (or elsewhere in what the kernel maps), through /proc/PID/mem; that page is copied on write and inert until
+a register points into it. Beside it lies, as data, every register to be put back. Writing the instruction pointer is the one
+commit point: from there on the code, running free, always ends by itself in the registers, flags and signal mask the thread had.
 
 For torpor the code stops by sending the thread a signal that is ignored by default: a stop for a tracer, nothing for a task that
 has none. Where every such signal is caught or pending, it stops at system calls instead (PTRACE_SYSCALL), more slowly.
@@ -65,12 +65,15 @@ def quiet_signal(status: Status) -> int:
 
 
 def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
-    """Where torpor's code can lie in a process: the address behind the vdso's section headers (elf(5)).
+    """Where torpor's code can lie in a process: the address behind the vdso's section headers (elf(5)), as a rule.
 
     Raises Unsupported when the process has no vdso or no room in it.
     """
+    place, offset = process.arch.code_in, process.arch.code_offset
     for mapping in mappings:
-        if mapping.path == "[vdso]":
+        if mapping.path == place:
+            if offset:
+                return mapping.start + offset
             wide = process.arch.word == 8
             head = os.pread(process.mem, 64, mapping.start)
             if len(head) < 64:
@@ -85,6 +88,8 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
                 if start + len(process.arch.code) <= mapping.end:
                     return start
             raise Unsupported(Obstacle("vdso", "there is no room behind its section headers", pid=process.pid))
+    if offset:
+        raise Unsupported(Obstacle(place, "the process has none", "start it on a kernel that gives it one", pid=process.pid))
     raise Unsupported(
         Obstacle("vdso", "the process has none", "start it without removing the vdso (vdso=0 on the kernel's command line)",
                  pid=process.pid)
@@ -106,11 +111,19 @@ def _loaded(process: Process, start: int, head: bytes) -> int:
 def take_code_away(process: Process, padding: int) -> None:
     """Make padding of what torpor's code lay in, when all threads have their own registers back."""
     length = len(process.arch.code)
-    os.pwrite(process.mem, _former(process, padding, length) if process.arch.code_behind_segments else bytes(length), padding)
+    os.pwrite(process.mem, _former(process, padding, length), padding)
 
 
 def _former(process: Process, padding: int, length: int) -> bytes:
-    """What the kernel had put where torpor's code lies: torpor's own vdso is like the task's, or else it was for debuggers only."""
+    """What the kernel had put where torpor's code lies.
+
+    Zeros; in a page of its own the word that stands in front, too; or torpor's own vdso is like the task's, or else it was for
+    debuggers only.
+    """
+    if process.arch.code_offset:
+        return (os.pread(process.mem, 4, padding - 4) * (length // 4 + 1))[:length]
+    if not process.arch.code_behind_segments:
+        return bytes(length)
     own = next((mapping for mapping in procfs.maps(os.getpid()) if mapping.path == "[vdso]"), None)
     if own is not None:
         there = ctypes.string_at(own.start, own.end - own.start)
@@ -147,7 +160,8 @@ def being_left(process: FrozenProcess, padding: int) -> bool:
     if any(padding <= thread.regs[a.ip] < padding + length for thread in process.threads):
         return True
     _, end = slots_at(process, padding)
-    if not any(os.pread(process.mem, end - padding, padding)):
+    there = os.pread(process.mem, end - padding, padding)
+    if not any(there) or (a.code_offset and there == _former(process, padding, end - padding)):
         return False
     for thread in process.threads:
         try:
@@ -250,8 +264,12 @@ class Remote:
             self._leave_call()
         if self._dropped:
             self.arch.registers.give_dropped(self.thread.tid, self._dropped)
+        write = self.arch.registers.write_general
+        if self.arch.resumes_at_end(self.thread.regs):
+            self._come_to_end()
+            write = self.arch.write_at_end
         ptrace.set_signal_mask(self.thread.tid, self.thread.mask)
-        self.arch.registers.write_general(self.thread.tid, self.thread.regs)
+        write(self.thread.tid, self.thread.regs)
         enter_phase(INJECTED)
 
     def _leave_call(self) -> None:
@@ -268,6 +286,15 @@ class Remote:
             self.suppressed.append(status >> 8 & 0xFF)
             ptrace.cont(tid)
         raise ProcessLookupError(3, f"process {self.thread.process.pid} was killed meanwhile")
+    def _come_to_end(self) -> None:
+        """Bring the thread to the end of a call that does nothing, a notification without signal. From there it would heal, too."""
+        signal, self.signal = self.signal, 0
+        self.thread.process.lent_to = None  # with the other signal
+        self.prepare()
+        self._base = dict(self.thread.regs)
+        self._enter("leave")
+        self.signal = signal
+        self.thread.process.lent_to = None
 
     # -- calls
 
