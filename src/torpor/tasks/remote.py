@@ -67,26 +67,26 @@ def quiet_signal(status: Status) -> int:
 def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
     """Where torpor's code can lie in a process: the address behind the vdso's section headers (elf(5)), as a rule.
 
-    Raises Unsupported when the process has no vdso or no room in it.
+    If there is no room for slots, too, it lies over these headers, which only debuggers read. Raises Unsupported when the
+    process has no vdso, or no room in it.
     """
     place, offset = process.arch.code_in, process.arch.code_offset
     for mapping in mappings:
         if mapping.path == place:
             if offset:
                 return mapping.start + offset
-            wide = process.arch.word == 8
             head = os.pread(process.mem, 64, mapping.start)
             if len(head) < 64:
                 raise ProcessLookupError(3, f"process {process.pid} is ending: its memory is gone")
-            (table,) = struct.unpack_from("=Q" if wide else "=I", head, 40 if wide else 32)
-            size, count = struct.unpack_from("=HH", head, 58 if wide else 46)
-            start: int = mapping.start + (table + size * count + 15 & ~15)
-            if start + len(process.arch.code) <= mapping.end:
-                return start
+            places = [_headers_end(process, head)]
             if process.arch.code_behind_segments:
-                start = mapping.start + (_loaded(process, mapping.start, head) + 15 & ~15)
-                if start + len(process.arch.code) <= mapping.end:
-                    return start
+                places.append(_loaded(process, mapping.start, head))
+            length = len(process.arch.code)
+            for needed in (length + process.arch.slot_size * process.arch.slot_count, length):
+                for behind in places:
+                    start = mapping.start + (behind + 15 & ~15)
+                    if start + needed <= mapping.end:
+                        return start
             raise Unsupported(Obstacle("vdso", "there is no room behind its section headers", pid=process.pid))
     if offset:
         raise Unsupported(Obstacle(place, "the process has none", "start it on a kernel that gives it one", pid=process.pid))
@@ -96,13 +96,24 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
     )  # fmt: skip
 
 
+def _headers_end(process: Process, head: bytes) -> int:
+    """Where the section headers of the vdso end whose ELF header is in `head` (elf(5))."""
+    wide = process.arch.word == 8
+    (table,) = struct.unpack_from("=Q" if wide else "=I", head, 40 if wide else 32)
+    size, count = struct.unpack_from("=HH", head, 58 if wide else 46)
+    end: int = table + size * count
+    return end
+
+
 def _loaded(process: Process, start: int, head: bytes) -> int:
-    """Where the loaded segments of the vdso at `start` end, whose 64-bit ELF header is `head` (elf(5))."""
-    (table,) = struct.unpack_from("=Q", head, 32)
-    size, count = struct.unpack_from("=HH", head, 54)
+    """Where the loaded segments of the vdso at `start` end, whose ELF header is in `head` (elf(5))."""
+    wide = process.arch.word == 8
+    (table,) = struct.unpack_from("=Q" if wide else "=I", head, 32 if wide else 28)
+    size, count = struct.unpack_from("=HH", head, 54 if wide else 42)
+    segment = struct.Struct("=I4xQ16xQ" if wide else "=II8xI")
     end = 64
     for at in range(start + table, start + table + size * count, size):
-        kind, offset, length = struct.unpack("=I4xQ16xQ", os.pread(process.mem, 40, at))
+        kind, offset, length = segment.unpack(os.pread(process.mem, segment.size, at))
         if kind == 1:  # PT_LOAD
             end = max(end, offset + length)
     return end
@@ -124,16 +135,16 @@ def _former(process: Process, padding: int, length: int) -> bytes:
         return (os.pread(process.mem, 4, padding - 4) * (length // 4 + 1))[:length]
     if not process.arch.code_behind_segments:
         return bytes(length)
+    start = padding & -PAGE
+    while (head := os.pread(process.mem, 64, start))[:4] != b"\x7fELF":
+        start -= PAGE
+    if padding - start >= _headers_end(process, head):
+        return bytes(length)
     own = next((mapping for mapping in procfs.maps(os.getpid()) if mapping.path == "[vdso]"), None)
-    if own is not None:
-        there = ctypes.string_at(own.start, own.end - own.start)
-        start = padding & -PAGE
-        while start > 0 and padding - start < len(there):
-            head = os.pread(process.mem, 64, start)
-            if head == there[:64]:
-                return there[padding - start : padding - start + length].ljust(length, b"\0")
-            start -= PAGE
-    return bytes(length)
+    there = ctypes.string_at(own.start, own.end - own.start) if own else b""
+    if head != there[:64]:
+        return bytes(length)
+    return there[padding - start : padding - start + length].ljust(length, b"\0")
 
 
 def find_hole(mappings: Sequence[Mapping], length: int, limit: int) -> int:
