@@ -172,6 +172,10 @@ class Arch(Waits):
         """... and the mask of the register records for which they are needed (R-B5)."""
         return 0
 
+    def has_abi(self, flags: int) -> bool:
+        """Whether a program with these e_flags (elf(5)) makes its calls as this kind of task does."""
+        return True
+
     def verdict(self, header: Record, used: int, cpu_mode: str, here: Record) -> list[str]:
         """Why an image with this architecture header, whose threads' masks are `used` together, cannot run on a CPU (R-B5).
 
