@@ -81,6 +81,7 @@ MACHINES = {
             console="ttyAMA0",
             poorer=("cortex-a57", "sve"),
             poorer_for=(64,),
+            call_seconds=10.0,
         ),
         Machine(
             name="armhf",
@@ -88,6 +89,7 @@ MACHINES = {
             kernel="linux-image-armmp-lpae",
             qemu=("qemu-system-arm", "-machine", "virt,highmem=off", "-cpu", "cortex-a15"),
             compilers={32: ("arm-linux-gnueabihf-gcc",)},
+            call_seconds=10.0,
             modules=("virtio_mmio", "virtio_pci", "9pnet_virtio", "9p"),
             console="ttyAMA0",
             transport="device",
