@@ -359,12 +359,12 @@ static void wait_semop(void)
 	struct sembuf down = {0, -1, 0};
 	ask(ASK_SEMAPHORE);
 	check_result("semop", held_call(
-#ifndef SYS_semop
-				      SYS_semtimedop_time64, semaphores, (long)&down, 1, 0, 0, 0
-#elif !defined(SYS_semop)
+#ifdef SYS_semop
+				      SYS_semop, semaphores, (long)&down, 1, 0, 0, 0
+#elif defined(SYS_semtimedop)
 				      SYS_semtimedop, semaphores, (long)&down, 1, 0, 0, 0
 #else
-				      SYS_semop, semaphores, (long)&down, 1, 0, 0, 0
+				      SYS_semtimedop_time64, semaphores, (long)&down, 1, 0, 0, 0
 #endif
 				      ), 0);
 }
