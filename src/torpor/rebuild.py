@@ -380,11 +380,12 @@ class Rebuilding:
         calls, data = signals.tell_actions(process.handlers.actions, inherited, room, remote.arch)
         remote.put(data or b"\0")
         calls += processes.attribute_calls(record, process.arch)
-        remote.checked(calls + threads.attach_calls(process.threads[0].record, remote))
+        leader = process.threads[0]
+        remote.checked(calls + threads.attach_calls(leader.record, remote) + process.arch.own_calls(leader.registers))
         for plan, own in zip(process.threads[1:], remotes[1:], strict=True):
             own.reset()
             own.prepare()
-            own.checked(threads.attach_calls(plan.record, own))
+            own.checked(threads.attach_calls(plan.record, own) + own.arch.own_calls(plan.registers))
         remote.prepare()
         remote.reset()
         self.warnings += processes.set_oom_score(record, remote.thread.tid)

@@ -7,6 +7,7 @@ checkpoint.
 from __future__ import annotations
 
 import os
+import sys
 
 from torpor.arch.contract import Arch
 from torpor.errors import Obstacle, Unsupported
@@ -35,6 +36,7 @@ class Family:
 FAMILIES = (
     Family("x86", "x86_64 i386 i486 i586 i686", 0x1000, 1, 2),
     Family("arm64", "aarch64", 0x1100, 4),
+    Family("powerpc", "ppc64le ppc64 ppc", 0x1200, 5, 6, 7),
 )
 ALL = tuple(f"torpor.arch.{family.package}" for family in FAMILIES)
 """The modules whose records are part of the format."""
@@ -51,7 +53,13 @@ def _load(number: int) -> None:
 LOADERS.append((REGISTERS, _load))
 
 _machine = os.uname().machine
-KINDS: tuple[Arch, ...] = tuple(kind for family in FAMILIES if _machine in family.machines for kind in family.load())
+KINDS: tuple[Arch, ...] = tuple(
+    kind
+    for family in FAMILIES
+    if _machine in family.machines
+    for kind in family.load()
+    if kind.byte_order == sys.byteorder
+)
 """The kinds of task that can run here."""
 
 

@@ -18,11 +18,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
-    from typing import Protocol
+    from typing import Literal, Protocol
 
     from torpor.image.record import Record
 
     Registers = dict[str, int]
+    Order = Literal["big", "little"]
 
     Seen = tuple[int, tuple[int, ...], int, int]
     """A thread in the kernel as /proc shows it: number and arguments of its call, stack pointer, instruction pointer."""
@@ -68,10 +69,12 @@ EINTR = 4
 class Code:
     """Machine code that torpor lends to a task: position, variables and absolute addresses are filled in by `placed`."""
 
-    __slots__ = ("_bytes", "_fixups", "_widths", "symbols")
+    __slots__ = ("_bytes", "_fixups", "_order", "_widths", "symbols")
 
-    def __init__(self, code: bytes, symbols: Mapping[str, int], fixups: Sequence[tuple[int, str]]) -> None:
-        self._bytes, self.symbols, self._fixups = code, symbols, fixups
+    def __init__(
+        self, code: bytes, symbols: Mapping[str, int], fixups: Sequence[tuple[int, int, str]], order: Order = "little"
+    ) -> None:
+        self._bytes, self.symbols, self._fixups, self._order = code, symbols, fixups, order
         ordered = sorted(symbols.values())
         following = dict(itertools.pairwise(ordered))
         self._widths = {name: following.get(at, 0) - at for name, at in symbols.items() if name[:2] in ("v_", "r_")}
@@ -87,13 +90,12 @@ class Code:
     def placed(self, at: int, work: int, values: Mapping[str, int]) -> bytes:
         """The bytes to put at the address `at`, for a work area at `work`, with `values` in the variables."""
         image = bytearray(self._bytes)
-        for where, base in self._fixups:
-            offset = at if base == "code" else work
-            (addend,) = struct.unpack_from("=I", image, where)
-            struct.pack_into("=I", image, where, (addend + offset) & 0xFFFFFFFF)
+        for where, width, base in self._fixups:
+            address = int.from_bytes(image[where : where + width], self._order) + (at if base == "code" else work)
+            image[where : where + width] = (address & ((1 << 8 * width) - 1)).to_bytes(width, self._order)
         for name, value in values.items():
             width = self._widths[name]
-            image[self.symbols[name] : self.symbols[name] + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, sys.byteorder)
+            image[self.symbols[name] : self.symbols[name] + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, self._order)
         return bytes(image)
 
 
@@ -146,8 +148,11 @@ class Arch(Waits):
     header_record: type[Record]
     """... and the class of its record."""
 
+    byte_order: Order = "little"
     framed_slots = False
     """Whether all threads share one slot, each with a frame of its own below its stack (tasks/retry.py)."""
+    forgets_argument = False
+    """Whether the kernel makes a call with a restart block again without its first argument, unless `write_general` was there."""
     rewinds = False
     """Whether the kernel moves the registers of an interrupted call back before the stop, and forgets why (`looked_at`)."""
     code_behind_segments = False
@@ -211,6 +216,15 @@ class Arch(Waits):
         """
         return regs
 
+    def outcome(self, regs: Registers) -> int:
+        """What a call has given in whose end a thread has stopped, a negative errno when it has failed."""
+        return self.signed(regs[self.result])
+
+    def ended(self, regs: Registers, value: int) -> Registers:
+        """The registers behind the call that they are in, when that has given `value`."""
+        mask = (1 << 8 * self.word) - 1
+        return {**regs, self.result: value & mask, self.number: mask}
+
     def again(self, regs: Registers, number: int | None = None) -> Registers:
         """The registers with which the interrupted call (or call `number` instead) is issued again."""
         new = dict(regs)
@@ -242,6 +256,10 @@ class Arch(Waits):
         values["v_flags"] = settled[self.flags] & self.kept_flags
         return values
 
+    def own_calls(self, records: Sequence[Record]) -> list[tuple[str | int, ...]]:
+        """The calls by which a thread gives itself what of these register records no tracer can give it."""
+        return []
+
     def to_slot(self, at: int, regs: Registers, number: int, left: int) -> tuple[bytes, Registers]:
         """The code of a slot at the address `at`, and the registers with which a thread begins there.
 
@@ -259,6 +277,8 @@ class Arch(Waits):
 
     # The kernel's structures whose layout depends on the word size.
 
+    no_reserve = 0x4000
+    """MAP_NORESERVE (mmap(2))."""
     epoll_event = "=I4xQ"
     """struct epoll_event (epoll_ctl(2)): events, data."""
     flock = "=hh4xqqi4x"
@@ -283,6 +303,10 @@ class Arch(Waits):
         """The reverse."""
         words = self.unwords(data)
         return words[0] if self.word == 8 else words[0] | words[1] << 32
+
+    def mask_value(self, mask: int) -> int:
+        """A set of signals as the value of a variable of the code, which hands it to the kernel."""
+        return int.from_bytes(self.sigset(mask), sys.byteorder)
 
     def mmap_call(self, start: int, length: int, prot: int, flags: int, fd: int, offset: int) -> tuple[str | int, ...]:
         """mmap(2) as (name, arguments...); where a long is too short for the offset the call takes pages."""

@@ -7,6 +7,7 @@ import os
 
 from torpor.image.format import FileData
 from torpor.linux import libc
+from torpor.linux.libc import O_LARGEFILE
 from torpor.objects import nodes
 from torpor.objects.nodes import FileNode
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
-O_LARGEFILE, O_PATH = 0o100000, 0o10000000
+O_PATH = 0o10000000
 AT_FDCWD = -100
 
 

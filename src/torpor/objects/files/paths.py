@@ -12,6 +12,7 @@ import stat
 from torpor.errors import Obstacle
 from torpor.image.fields import i64, ident, ref, u32
 from torpor.image.record import Record
+from torpor.linux.libc import O_LARGEFILE
 from torpor.objects import nodes
 from torpor.objects.files.seen import O_PATH, STATUS_FLAGS, Seen
 from torpor.objects.nodes import (
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from torpor.objects.saving import Saving
 
 CREATION_FLAGS = 0o100 | 0o200 | 0o400 | 0o1000  # O_CREAT O_EXCL O_NOCTTY O_TRUNC: they act once, at open
-O_LARGEFILE, O_DIRECTORY, O_NOFOLLOW, O_TMPFILE = 0o100000, 0o200000, 0o400000, 0o20000000
+O_DIRECTORY, O_NOFOLLOW, O_TMPFILE = os.O_DIRECTORY, os.O_NOFOLLOW, 0o20000000  # the last without O_DIRECTORY
 O_ASYNC = 0o20000
 
 
@@ -86,7 +87,7 @@ def save(seen: Seen, saving: Saving) -> int:
     node = found(seen)
     node_id = saving.known(node.key) or saving.add(nodes.describe(node, saving.new_id(), code=False), node.key)
     # O_TMPFILE stays visible in the flags of the file that it has made, with O_DIRECTORY, which only its directory has.
-    flags = seen.flags & ~(CREATION_FLAGS if stat.S_ISDIR(seen.stat.st_mode) else CREATION_FLAGS | 0o20200000)
+    flags = seen.flags & ~(CREATION_FLAGS if stat.S_ISDIR(seen.stat.st_mode) else CREATION_FLAGS | O_TMPFILE | O_DIRECTORY)
     position = 0 if stat.S_ISCHR(seen.stat.st_mode) else seen.position
     return saving.add(OpenFile(id=saving.new_id(), node=node_id, flags=flags, position=position))
 

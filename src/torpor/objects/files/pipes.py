@@ -14,7 +14,7 @@ from torpor.errors import Obstacle, TorporError
 from torpor.image.fields import blob, choice, ident, in_range, ref, structs, text, u32
 from torpor.image.record import Record, Struct
 from torpor.linux import clone, libc, procfs
-from torpor.linux.libc import PAGE
+from torpor.linux.libc import O_LARGEFILE, PAGE
 from torpor.objects.files.seen import Seen
 
 TYPE_CHECKING = False
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from torpor.objects.saving import Saving
 
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
-O_DIRECT, O_LARGEFILE = 0o40000, 0o100000
-_PIPE_FLAGS = os.O_NONBLOCK | O_DIRECT | O_LARGEFILE | os.O_APPEND | os.O_NOATIME
+_PIPE_FLAGS = os.O_NONBLOCK | os.O_DIRECT | O_LARGEFILE | os.O_APPEND | os.O_NOATIME
 SPLICE_F_NONBLOCK = 2
 
 
@@ -209,7 +208,7 @@ class _Made:
         if fcntl.fcntl(self.both, F_GETPIPE_SZ) != pipe.capacity:
             fcntl.fcntl(self.both, F_SETPIPE_SZ, pipe.capacity)
         if pipe.packets:
-            fcntl.fcntl(self.both, fcntl.F_SETFL, os.O_NONBLOCK | O_DIRECT)
+            fcntl.fcntl(self.both, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)
         for piece in pipe.pieces:
             if piece.data and os.write(self.both, piece.data) != len(piece.data):
                 raise TorporError(Obstacle("pipe", "what was in it does not fit into a pipe here"))
