@@ -102,7 +102,7 @@ class Code:
 class Room:
     """What a new thread must execute before the kernel has room for all of its registers.
 
-    `code` ends in a breakpoint and finds `data` (to be aligned to 64 bytes) at the address in the register `pointer`; `registers`
+    `code` ends in a system call, of which nothing is expected, and finds `data` (to be aligned to 64 bytes) at the address in the register `pointer`; `registers`
     are the others that it needs.
     """
 
@@ -149,6 +149,8 @@ class Arch(Waits):
     """... and the class of its record."""
 
     byte_order: Order = "little"
+    elf_flags = 0
+    """What a program's header must say besides for its entry point to be that of the code (elf(5), e_flags)."""
     framed_slots = False
     """Whether all threads share one slot, each with a frame of its own below its stack (tasks/retry.py)."""
     forgets_argument = False
@@ -324,11 +326,11 @@ class Arch(Waits):
         entry = address + header + self.code.symbols["entry"]
         ident = b"\x7fELF" + bytes((2 if wide else 1, 1 if sys.byteorder == "little" else 2, 1)) + bytes(9)
         if wide:
-            head = struct.pack("=16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+            head = struct.pack("=16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, self.elf_flags, 64, 56, 2, 0, 0, 0)
             head += struct.pack("=IIQQQQQQ", 1, 5, 0, address, address, PAGE, PAGE, PAGE)
             head += struct.pack("=IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)  # PT_GNU_STACK: not executable
         else:
-            head = struct.pack("=16sHHIIIIIHHHHHH", ident, 2, self.elf_machine, 1, entry, 52, 0, 0, 52, 32, 2, 0, 0, 0)
+            head = struct.pack("=16sHHIIIIIHHHHHH", ident, 2, self.elf_machine, 1, entry, 52, 0, self.elf_flags, 52, 32, 2, 0, 0, 0)
             head += struct.pack("=8I", 1, 0, address, address, PAGE, PAGE, 5, PAGE)
             head += struct.pack("=8I", 0x6474E551, 0, 0, 0, 0, 0, 6, 16)
         known = {"v_work": work, "v_length": length, **values}

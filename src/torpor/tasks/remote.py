@@ -375,7 +375,9 @@ class Remote:
             go_on(tid)
 
     def execute(self, code: bytes, registers: Mapping_[str, int]) -> None:
-        """Run machine code that ends in a breakpoint, in the place of torpor's own, which `prepare` puts back.
+        """Run machine code that ends in a system call, in the place of torpor's own, which `prepare` puts back.
+
+        Not in a breakpoint: where the program ignores or blocks SIGTRAP, the kernel would take that back to end it.
 
         Only for a task in the making: were torpor to die, the task would die with it. Raises OSError (EFAULT) when the code faults.
         """
@@ -384,16 +386,20 @@ class Remote:
         process.lent_to = None
         os.pwrite(process.mem, code, self.code_at)
         self.arch.registers.write_general(tid, {**self.arch.entered(self._base, self.code_at), **registers})
-        ptrace.cont(tid)
+        ptrace.cont_to_syscall(tid)
         while True:
             status = ptrace.wait(tid)
             if status is None or not os.WIFSTOPPED(status):
                 raise ProcessLookupError(3, f"process {process.pid} was killed meanwhile")
-            if status >> 8 == _SIGTRAP:
+            if status >> 16 == ptrace.EVENT_STOP:
                 return
             if status >> 8 & 0xFF in _FAULTS:
                 raise OSError(14, f"process {process.pid}: signal {status >> 8} in code of torpor's")
-            ptrace.cont(tid)
+            if status >> 8 == _SYSCALL_STOP:
+                ptrace.interrupt(tid)  # then it stops where the kernel restarts calls
+                ptrace.cont(tid)
+            else:
+                ptrace.cont_to_syscall(tid)
 
     def begin(self, call: Call) -> None:
         """Have the thread ready to make one call as soon as it is continued."""

@@ -187,6 +187,7 @@ class Power64(Power):
     """A 64-bit task. Addresses beyond 128 TiB are for those that ask for them (asm/task_size_64.h)."""
 
     word, elf_machine = 8, 21
+    elf_flags = 2  # the ABI in which an entry point is one, and not where a function descriptor lies
     user_limit = 1 << (52 if PAGE == 65536 else 46)
     slot_size = 64
     syscalls = _COMMON | _SYSCALLS_64
