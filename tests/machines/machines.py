@@ -94,7 +94,7 @@ MACHINES = {
             qemu=("qemu-system-ppc64", "-machine", PSERIES, "-cpu", "power9"),
             compilers={64: ("powerpc64le-linux-gnu-gcc",)},
             console="hvc0",
-            supported=False,
+            memory=2048,  # pages of 64 KiB
         ),
         Machine(
             name="s390x",

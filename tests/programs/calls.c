@@ -107,7 +107,7 @@ static void limit_to(u64 ns)
 /* ------------------------------------------------------------------------------------------------ with a time limit */
 
 /* NAME with the machine's own long in its timespec, and on 32 bit a second one with 64-bit times. */
-#ifdef __i386__
+#if __SIZEOF_LONG__ == 4
 #define BOTH(function, name)                                                                                                     \
 	static void function(void) { function##_with(SYS_##name, (long)&call.old); }                                             \
 	static void function##_time64(void) { function##_with(SYS_##name##_time64, (long)&call.wide); }
@@ -241,7 +241,7 @@ static void call_semtimedop(void)
 {
 	make_semaphores();
 	limit_to(call.ns);
-#ifdef __i386__
+#if __SIZEOF_LONG__ == 4
 	set_call(SYS_semtimedop_time64, call.semaphores, (long)&call.down, 1, (long)&call.wide, 0, 0, -EAGAIN);
 #else
 	set_call(SYS_semtimedop, call.semaphores, (long)&call.down, 1, (long)&call.wide, 0, 0, -EAGAIN);
@@ -482,7 +482,7 @@ static const struct { const char *name; void (*prepare)(void); bool timed; } cal
 	{"epoll_wait", call_epoll_wait, true},
 	{"epoll_pwait2", call_epoll_pwait2, true},
 	{"sigtimedwait", call_sigtimedwait, true},
-#ifdef __i386__
+#if __SIZEOF_LONG__ == 4
 	{"clock_nanosleep_rel_time64", clock_relative_time64, true},
 	{"clock_nanosleep_abs_time64", clock_absolute_time64, true},
 	{"ppoll_time64", call_ppoll_time64, true},
@@ -490,6 +490,8 @@ static const struct { const char *name; void (*prepare)(void); bool timed; } cal
 	{"futex_wait_time64", futex_wait_time64, true},
 	{"futex_wait_bitset_abs_time64", futex_absolute_time64, true},
 	{"sigtimedwait_time64", call_sigtimedwait_time64, true},
+#endif
+#ifdef __i386__
 	{"nanosleep-vdso", call_nanosleep, true},
 	{"poll-vdso", call_poll, true},
 	{"pselect6-vdso", call_pselect, true},
@@ -593,7 +595,7 @@ int main(int argc, char **argv)
 	}
 	if (calls[i].prepare == clock_absolute || calls[i].prepare == futex_absolute)
 		limit_to(stamp(CLOCK_MONOTONIC) + call.ns); /* counted from here */
-#ifdef __i386__
+#if __SIZEOF_LONG__ == 4
 	if (calls[i].prepare == clock_absolute_time64 || calls[i].prepare == futex_absolute_time64)
 		limit_to(stamp(CLOCK_MONOTONIC) + call.ns);
 #endif

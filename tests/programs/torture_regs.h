@@ -49,6 +49,8 @@ struct regs_change {
 #include "torture_regs_x86.h"
 #elif defined(__aarch64__)
 #include "torture_regs_arm64.h"
+#elif defined(__powerpc__)
+#include "torture_regs_power.h"
 #else
 #error "torture_regs: write the header for this architecture"
 #endif
