@@ -70,7 +70,7 @@ _MSR_LE, _MSR_TRANSACTION, _MSR_FE0, _MSR_FE1 = 1, 3 << 33, 0x800, 0x100
 _ABSENT = (errno.ENODEV, errno.EINVAL, errno.EIO, errno.ENODATA)
 _TOUCH = {"altivec": 0x1000_0484, "vsx": 0xF000_0490, "": 0x4400_0002}
 """vor 0, 0, 0; xxlor 0, 0, 0; sc."""
-_GETPID = 20
+_RESTART_SYSCALL, _GETPID = 0, 20
 
 _ptrace = libc.function("ptrace", ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 _block = ctypes.create_string_buffer(512)
@@ -191,11 +191,20 @@ class PowerRegisters:
         Raises Unsupported for state that this version of torpor knows no record for.
         """
         msr = self._whole_msr(tid)
+        regs = self.read_general(tid)
         if name := _unsaved(tid, msr):
             raise Unsupported(
                 Obstacle(f"thread {tid}", f"it uses {name}, which torpor cannot save", "take a checkpoint when it does not")
             )
-        records: list[Record] = [self.general_record(self.read_general(tid))]
+        if regs["call"] == _RESTART_SYSCALL and regs["orig_r3"] in (ERESTART_RESTARTBLOCK, self.none + 1 - ERESTART_RESTARTBLOCK):
+            raise Unsupported(
+                Obstacle(
+                    f"thread {tid}",
+                    "a job-control stop or a debugger has interrupted its wait, and since then nobody knows what it waits for",
+                    "take a checkpoint when that wait is over",
+                )
+            )
+        records: list[Record] = [self.general_record(regs)]
         *f, fpscr = _FLOAT.unpack(ptrace.get_regset(tid, NT_PRFPREG))
         fpscr &= FPSCR  # what is above is whatever an old CPU leaves there
         if any(f) or fpscr:
