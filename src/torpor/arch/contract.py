@@ -102,8 +102,8 @@ class Code:
 class Room:
     """What a new thread must execute before the kernel has room for all of its registers.
 
-    `code` ends in a system call, of which nothing is expected, and finds `data` (to be aligned to 64 bytes) at the address in the register `pointer`; `registers`
-    are the others that it needs.
+    `code` ends in a system call, of which nothing is expected, and finds `data` (to be aligned to 64 bytes) at the address in the
+    register `pointer`; `registers` are the others that it needs.
     """
 
     __slots__ = ("code", "data", "pointer", "registers")

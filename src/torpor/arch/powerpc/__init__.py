@@ -86,6 +86,7 @@ class Power(Arch):
         order = "<" if self.byte_order == "little" else ">"
         self._instructions = struct.Struct(f"{order}I")
         self._words = struct.Struct(f"{order}2{'Q' if self.word == 8 else 'I'}")
+        self._kept_at = {4: 24, 8: 32}[self.word]  # behind a slot's instructions
         self._vectored = self._instructions.pack(SCV)
         self.syscall_instruction = (self._instructions.pack(SC), self._vectored)[: 2 if self.word == 8 else 1]
 
@@ -164,10 +165,6 @@ class Power(Arch):
         code = code.ljust(self._kept_at, b"\0") + self._words.pack(regs[register], back)
         limit, words = rest(name, narrow, left, at + len(code))
         return code + words, {**regs, "nip": at, register: limit}
-
-    @property
-    def _kept_at(self) -> int:
-        return 4 * self.word
 
     def from_slot(self, code: bytes, at: int, regs: Registers, read: Callable[[int, int], bytes]) -> Registers:
         """See Arch.from_slot."""

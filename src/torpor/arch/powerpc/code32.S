@@ -94,7 +94,7 @@ v_signal: .long 0
 v_block: .quad 0
 places:	.long registers
 v_mask:	.quad 0				# uc_sigmask, of which no more is read
-	.balign	16
+rest:	.balign	16
 registers:				# struct mcontext
 r_r0:	.long 0
 r_r1:	.long 0
@@ -137,7 +137,7 @@ r_xer:	.long 0
 v_flags: .long 0			# cr
 others:	.space registers + 192 - others
 v_fp:	.space 264			# f0 to f31, fpscr
-	.quad	0
+unused:	.quad	0
 v_vmx:	.space 528			# v0 to v31; then vrsave, and vscr in the last word
 v_vsx:	.space 256			# the lower halves of vs0 to vs31
 end:

@@ -281,7 +281,8 @@ class PowerRegisters:
         """
         wanted = {PowerAltivec: "altivec", PowerVsx: "vsx"}
         touched = [wanted[type(record)] for record in records if type(record) in wanted]
-        return Room(b"".join(struct.pack("=I", _TOUCH[name]) for name in [*touched, ""]), b"", "r3", {"r0": _GETPID}) if touched else None
+        code = b"".join(struct.pack("=I", _TOUCH[name]) for name in [*touched, ""])
+        return Room(code, b"", "r3", {"r0": _GETPID}) if touched else None
 
     def dropped_by_calls(self, tid: int) -> bytes:
         """Nothing: a system call keeps all registers but those that it is said to change."""
