@@ -23,7 +23,8 @@ def interrupted(kind: Any, trap: int, error: int, name: str) -> dict[str, int]:
     """The registers of a thread that has stopped in the call `name`, which has ended with `error`."""
     regs = {each: 0x1000 + index for index, each in enumerate(kind.registers.names)}
     number = kind.syscalls[name]
-    regs |= {"r0": number, "call": number, "trap": trap, "nip": SC + 4, "orig_r3": 7, "msr": 0, "r3": error, "ccr": SUMMARY_OVERFLOW}
+    regs |= {"r0": number, "call": number, "trap": trap, "nip": SC + 4, "orig_r3": 7, "msr": 0}
+    regs |= {"r3": error, "ccr": SUMMARY_OVERFLOW}
     return regs if trap == SYSCALL else {**regs, "r3": -error & (1 << 8 * kind.word) - 1, "ccr": 0}
 
 

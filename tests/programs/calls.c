@@ -147,7 +147,7 @@ static void call_ppoll_with(long number, long limit)
 {
 	call_poll();
 	limit_to(call.ns);
-	call.mask = 1ull << (SIGUSR1 - 1);
+	call.mask = BIT(SIGUSR1);
 	set_call(number, (long)&call.poll, 1, limit, (long)&call.mask, 8, 0, 0);
 }
 BOTH(call_ppoll, ppoll)
@@ -163,7 +163,7 @@ static void call_pselect_with(long number, long limit)
 {
 	call_select();
 	limit_to(call.ns);
-	call.mask = 1ull << (SIGUSR1 - 1);
+	call.mask = BIT(SIGUSR1);
 	call.sixth.mask = (unsigned long)&call.mask;
 	call.sixth.size = 8;
 	set_call(number, call.pipe[0] + 1, (long)&call.set, 0, 0, limit, (long)&call.sixth, 0);
@@ -213,7 +213,7 @@ static void call_sigtimedwait_with(long number, long limit)
 	sigaddset(&set, SIGUSR2);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	limit_to(call.ns);
-	call.mask = 1ull << (SIGUSR2 - 1);
+	call.mask = BIT(SIGUSR2);
 	set_call(number, (long)&call.mask, (long)&call.info, limit, 8, 0, 0, -EAGAIN);
 }
 BOTH(call_sigtimedwait, rt_sigtimedwait)
@@ -375,7 +375,7 @@ static void call_sigsuspend(void)
 	sigemptyset(&set);
 	sigaddset(&set, SIGALRM);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	call.mask = 1ull << (SIGUSR1 - 1);
+	call.mask = BIT(SIGUSR1);
 	set_call(SYS_rt_sigsuspend, (long)&call.mask, 8, 0, 0, 0, 0, -EINTR);
 }
 
