@@ -155,7 +155,7 @@ PLAIN = BITS[PowerGeneral64] | BITS[PowerFloat]
         ("fpu power4 power5 arch_2_05 ppc64", PLAIN, POWER9, "same", []),  # what is newer can what is older could
         (POWER9, PLAIN, "altivec arch_2_06 fpu ppc32 ppc64 vsx", "same", ["arch_2_07, arch_3_00, isel, scv, tar: offered"]),
         (POWER9, PLAIN, "altivec arch_2_06 fpu ppc32 ppc64 vsx", "used", []),
-        (POWER9, PLAIN | BITS[PowerTar], "fpu ppc64 vsx", "used", ["tar: its target address register are in use"]),
+        (POWER9, PLAIN | BITS[PowerTar], "fpu ppc64 vsx", "used", ["tar: its branch targets (TAR) are in use"]),
         (POWER9, PLAIN | BITS[PowerVsx] | BITS[PowerAltivec], "fpu ppc64", "used", ["altivec: its vector", "vsx: its vector"]),
         ("fpu ppc32 spe", BITS[PowerGeneral32] | BITS[PowerSpe], POWER9, "used", ["spe: its signal processing registers"]),
         ("booke fpu ppc32", BITS[PowerGeneral32] | BITS[PowerBooke], "booke fpu ppc32", "same", ["booke: hardware breakpoints"]),

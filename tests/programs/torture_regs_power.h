@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,7 +33,7 @@ struct regs {
 	unsigned char v_in[512], v_out[512];
 	/* From here on only C. */
 	u64 random;
-	unsigned rounds;
+	unsigned rounds, exceptions;
 	unsigned long tls_base;
 };
 
@@ -271,10 +272,14 @@ static inline long regs_call(struct regs *r, long number, const long args[6], st
 	return !vectored && r->cr_out & 0x10000000 ? -(long)r->out[3] : (long)r->out[3];
 }
 
-/* The C library's own variables hang on the thread pointer: it is looked at, and not changed. */
+/* The C library's own variables hang on the thread pointer: it is looked at, and not changed. The mode of floating point exceptions,
+ * of which none is enabled, goes with it. */
 static inline void regs_bases_set(struct regs *r)
 {
 	r->tls_base = regs_thread_pointer();
+	r->exceptions = (unsigned)(regs_random(r) % 4);
+	if (prctl(PR_SET_FPEXC, (unsigned long)r->exceptions))
+		abort();
 }
 
 static inline struct regs_change regs_bases_check(struct regs *r)
@@ -282,6 +287,9 @@ static inline struct regs_change regs_bases_check(struct regs *r)
 	const unsigned long now = regs_thread_pointer();
 	if (now != r->tls_base)
 		return (struct regs_change){REGS_TLS_BASE, "thread pointer", 0, r->tls_base, now};
+	unsigned exceptions = ~0u;
+	if (prctl(PR_GET_FPEXC, (unsigned long)&exceptions) || exceptions != r->exceptions)
+		return (struct regs_change){REGS_SELECTOR, "floating point exceptions", 0, r->exceptions, exceptions};
 	return regs_same();
 }
 

@@ -148,8 +148,8 @@ class Power(Arch):
 
     def own_calls(self, records: Sequence[Record]) -> list[tuple[str | int, ...]]:
         """See Arch.own_calls."""
-        modes = [record.mode for record in records if isinstance(record, PowerFloatMode)]
-        return [("prctl", _PR_SET_FPEXC, mode) for mode in modes]
+        mode = next((record.mode for record in records if isinstance(record, PowerFloatMode)), 0)
+        return [("prctl", _PR_SET_FPEXC, mode)]  # also where it is at rest: a child made by fork has its parent's
 
     def to_slot(self, at: int, regs: Registers, number: int, left: int) -> tuple[bytes, Registers]:
         """See Arch.to_slot: the call, and a branch by r12 and CTR; the argument that was there; the address; a timespec."""

@@ -259,11 +259,13 @@ class PowerRegisters:
             ptrace.set_regset(tid, NT_PPC_TAR, struct.pack("=Q", tar.tar if isinstance(tar, PowerTar) else 0))
         if _set(tid, NT_PPC_PPR):
             ptrace.set_regset(tid, NT_PPC_PPR, struct.pack("=Q", getattr(given.get(PowerPriority), "ppr", USUAL_PRIORITY)))
-        if isinstance(dscr, PowerDscr):
+        wanted = dscr.dscr if isinstance(dscr, PowerDscr) else 0
+        if _number(tid, NT_PPC_DSCR) != wanted:
             # Not by the register set: the kernel would take it for the system's, and put its own in its place.
-            _request(_POKEUSER, tid, _PT_DSCR * libc.WORD, dscr.dscr)
-        if isinstance(keys := given.get(PowerKeyRights), PowerKeyRights):
-            ptrace.set_regset(tid, NT_PPC_PKEY, struct.pack("=Q", keys.amr))
+            _request(_POKEUSER, tid, _PT_DSCR * libc.WORD, wanted)
+        amr = getattr(given.get(PowerKeyRights), "amr", USUAL_KEY_RIGHTS)
+        if (keys := _set(tid, NT_PPC_PKEY)) and struct.unpack_from("=Q", keys) != (amr,):
+            ptrace.set_regset(tid, NT_PPC_PKEY, struct.pack("=Q", amr))
 
     def knows(self, record: Record) -> bool:
         """Whether `record` is one of registers."""
