@@ -145,11 +145,17 @@ def test_frame_is_what_rt_sigreturn_reads(kind: Any) -> None:
 
 
 def test_a_stub_begins_where_its_entry_point_says() -> None:
-    """Without the ABI's number in e_flags a 64-bit kernel takes the entry point for the address of a function descriptor."""
+    """By the ABI's number in e_flags the kernel takes entry point and handlers for code, or for descriptors of functions."""
     for kind in KINDS:
-        head = kind.stub(0x20_0000, 0x30_0000, 0x1_0000, {})[:64]
-        (flags,) = struct.unpack_from("=I", head, 48 if kind.word == 8 else 36)
-        assert flags == (2 if kind.word == 8 else 0)
+        stub = kind.stub(0x20_0000, 0x30_0000, 0x1_0000, {})
+        wide = kind.word == 8
+        (flags,) = struct.unpack_from("=I", stub, 48 if wide else 36)
+        (entry,) = struct.unpack_from("=Q" if wide else "=I", stub, 24)
+        assert flags == {7: 2, 6: 1, 5: 0}[kind.image_id] and kind.speaks(flags)
+        if kind.image_id == 6:
+            (entry,) = struct.unpack_from("=Q", stub, entry - 0x20_0000)
+        assert entry == 0x20_0000 + kind.stub_code_offset + kind.code.symbols["entry"]
+    assert not KINDS[0].speaks(0) and not KINDS[1].speaks(2)
 
 
 def test_kinds_of_the_other_byte_order_do_not_run_here() -> None:

@@ -1,14 +1,14 @@
 /*
  * What the parts of the torture program share: the heartbeat file, the error codes, a task's own record.
  *
- * The heartbeat file (--heartbeat FILE) is read from outside while the program runs; all fields little-endian:
+ * The heartbeat file (--heartbeat FILE) is read from outside while the program runs; all fields in the order of the machine:
  *
  *   header, 64 bytes:  char magic[8] = "TORTURE1"; u32 slot_size; u32 slots; u32 ready; u32 bits; u32 pid; u32 threads;
  *                      u32 children; u32 end; u32 reserved[6]
  *   slot i at 64 + i * slot_size, 64 bytes:
  *                      u64 count; u64 errors; u64 last_error_code; u64 detail; u64 tid; u32 pid; u32 flags; char role[16]
  *
- *   Python: struct.Struct("<8s8I24x") and struct.Struct("<5Q2I16s").
+ *   Python: struct.Struct("=8s8I24x") and struct.Struct("=5Q2I16s").
  *
  * `ready` becomes 1 when every task is set up. Written from outside, `end` makes the program come to its end. `count` grows with every finished round of checks. Slots 0..threads-1 are the
  * threads of the first process, then come the children. A slot with FLAG_SILENT never counts (a stopped child).

@@ -260,7 +260,7 @@ static void check_start_values(void)
 	if (read_file("/proc/self/auxv", text, sizeof was.auxv) != was.auxv_size || memcmp(text, was.auxv, (size_t)was.auxv_size))
 		fail(PROC_AUXV, 0, "/proc/self/auxv differs");
 	if (getauxval(AT_PAGESZ) != (unsigned long)sysconf(_SC_PAGESIZE) || !getauxval(AT_SYSINFO_EHDR)
-	    || *(const u32 *)getauxval(AT_SYSINFO_EHDR) != 0x464c457f)
+	    || memcmp((const void *)getauxval(AT_SYSINFO_EHDR), "\177ELF", 4))
 		fail(PROC_AUXV, getauxval(AT_SYSINFO_EHDR), "no vdso at %#lx", getauxval(AT_SYSINFO_EHDR));
 	if (read_file("/proc/self/cmdline", text, sizeof was.arguments) != was.arguments_size
 	    || memcmp(text, was.arguments, (size_t)was.arguments_size))

@@ -8,9 +8,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-HEADER = struct.Struct("<8s8I24x")
+HEADER = struct.Struct("=8s8I24x")
 END_AT = 8 + 7 * 4  # the offset of its last number, by which the program is asked to end
-SLOT = struct.Struct("<5Q2I16s")
+SLOT = struct.Struct("=5Q2I16s")
 MAGIC = b"TORTURE1"
 SILENT = 1
 

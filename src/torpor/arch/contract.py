@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 # include/linux/errno.h: how an interrupted call asks to be restarted. They never reach user space.
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
 EINTR = 4
+_DESCRIPTOR_AT = 0xC0  # in a stub, behind its headers
 
 
 class Code:
@@ -150,7 +151,14 @@ class Arch(Waits):
 
     byte_order: Order = "little"
     elf_flags = 0
-    """What a program's header must say besides for its entry point to be that of the code (elf(5), e_flags)."""
+    """What a program's header says of its ABI (elf(5), e_flags)."""
+    descriptors = False
+    """Whether in that ABI the address of a function, an entry point too, is that of a descriptor: address, table of contents, 0."""
+
+    def speaks(self, flags: int) -> bool:
+        """Whether a program whose header has these e_flags is of the ABI that the kernel is to take a task of this kind for."""
+        return True
+
     framed_slots = False
     """Whether all threads share one slot, each with a frame of its own below its stack (tasks/retry.py)."""
     forgets_argument = False
@@ -323,7 +331,9 @@ class Arch(Waits):
         """
         wide = self.word == 8
         header = 0x100
-        entry = address + header + self.code.symbols["entry"]
+        first = entry = address + header + self.code.symbols["entry"]
+        if self.descriptors:
+            entry = address + _DESCRIPTOR_AT
         ident = b"\x7fELF" + bytes((2 if wide else 1, 1 if sys.byteorder == "little" else 2, 1)) + bytes(9)
         if wide:
             head = struct.pack("=16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, self.elf_flags, 64, 56, 2, 0, 0, 0)
@@ -336,6 +346,7 @@ class Arch(Waits):
         known = {"v_work": work, "v_length": length, **values}
         known = {name: value for name, value in known.items() if name in self.code.variables}
         body = self.code.placed(address + header, work, known)
+        head = head.ljust(_DESCRIPTOR_AT, b"\0") + (self.words(first, 0, 0) if self.descriptors else b"")
         return (head.ljust(header, b"\0") + body).ljust(PAGE, b"\0")
 
     @property

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 FIFO, RR = 1, 2
 SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
+STACKS = {8: struct.Struct("=QI4xQ"), 4: struct.Struct("=3I")}
+"""stack_t by the bytes of a word: address, flags, length (sigaltstack(2))."""
 NR_CPUS = 8192
 """No kernel is built for more processors."""
 _POLICIES = {0: "OTHER", 1: "FIFO", 2: "RR", 3: "BATCH", 5: "IDLE", 6: "DEADLINE", 7: "EXT"}
@@ -116,8 +118,7 @@ def ask(remote: Remote) -> Generator[Calls, list[int], Inside]:
     found = Inside()
     if results[0] == 0:
         found.clear_child_tid = int.from_bytes(data[: libc.WORD], sys.byteorder) & ((1 << 8 * word) - 1)
-    stack, flags, length = arch.unwords(data[8 : 8 + 3 * word])
-    found.stack = (stack, flags & 0xFFFFFFFF, length)
+    found.stack = STACKS[word].unpack_from(data, 8)
     (found.death_signal,) = struct.unpack_from("=I", data, 40)
     found.securebits, found.timer_slack = max(results[3], 0), max(results[4], 0)
     if results[5] == 0:
@@ -240,7 +241,7 @@ def attach_calls(record: Thread, remote: Remote) -> Calls:
         calls.append(("rseq", record.rseq, record.rseq_length, 0, record.rseq_signature))
     # SS_ONSTACK is the kernel's answer to "are you on it now?"; it follows from the stack pointer.
     flags = record.stack_flags & ~SS_ONSTACK
-    calls.append(("sigaltstack", remote.put(arch.words(record.stack, flags, record.stack_length)), 0))
+    calls.append(("sigaltstack", remote.put(STACKS[arch.word].pack(record.stack, flags, record.stack_length)), 0))
     if record.timer_slack:
         calls.append(("prctl", PR_SET_TIMERSLACK, record.timer_slack))
     return calls

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _MSR_LE, _MSR_VSX, _MSR_VEC = 1, 1 << 23, 1 << 25
 _PR_SET_FPEXC = 12
 _INTERRUPTED = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK, EINTR)
+_ABI = 3  # of e_flags (EF_PPC64_ABI)
 INSTRUCTION = 4
 """Bytes of every instruction."""
 SC, SCV = 0x4400_0002, 0x4400_0001
@@ -184,7 +185,6 @@ class Power64(Power):
     """A 64-bit task. Addresses beyond 128 TiB are for those that ask for them (asm/task_size_64.h)."""
 
     word, elf_machine = 8, 21
-    elf_flags = 2  # the ABI in which an entry point is one, and not where a function descriptor lies
     user_limit = 1 << (52 if PAGE == 65536 else 46)
     slot_size = 64
     syscalls = _COMMON | _SYSCALLS_64
@@ -195,12 +195,22 @@ class Ppc64le(Power64):
     """A 64-bit task of little-endian byte order."""
 
     name, image_id, code, byte_order = "ppc64le", 7, CODE_64LE, "little"
+    elf_flags = 2  # version of the ELF ABI
+
+    def speaks(self, flags: int) -> bool:
+        """See Arch.speaks: the kernel takes the address of a signal handler for what it is in the ABI."""
+        return flags & _ABI == 2
 
 
 class Ppc64(Power64):
     """A 64-bit task of big-endian byte order."""
 
     name, image_id, code, byte_order = "ppc64", 6, CODE_64, "big"
+    elf_flags, descriptors = 1, True
+
+    def speaks(self, flags: int) -> bool:
+        """See Arch.speaks."""
+        return flags & _ABI != 2
 
 
 class Ppc32(Power):
