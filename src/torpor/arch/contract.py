@@ -12,7 +12,7 @@ import struct
 import sys
 
 from torpor.arch.waits import Waits
-from torpor.linux.libc import PAGE
+from torpor.linux.libc import PAGE, WORD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -313,6 +313,10 @@ class Arch(Waits):
         """The reverse."""
         words = self.unwords(data)
         return words[0] if self.word == 8 else words[0] | words[1] << 32
+
+    def sigval(self, value: int) -> int:
+        """What a task has put into a union sigval (sigevent(7)), which the kernel shows as a pointer of its own width."""
+        return value >> 32 if self.word < WORD and sys.byteorder == "big" else value
 
     def mask_value(self, mask: int) -> int:
         """A set of signals as the value of a variable of the code, which hands it to the kernel."""
