@@ -123,7 +123,6 @@ MACHINES = {
             compilers={64: ("powerpc64-linux-gnu-gcc",), 32: ("powerpc-linux-gnu-gcc",)},
             console="hvc0",
             prebuilt=True,
-            supported=False,
         ),
         Machine(
             name="ppc32",
