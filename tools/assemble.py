@@ -24,10 +24,23 @@ SOURCES: dict[str, dict[str, tuple[str, list[str]]]] = {
         "CODE_64": ("code64.S", ["-a64", "-mbig"]),
         "CODE_32": ("code32.S", ["-a32", "-mbig"]),
     },
+    "riscv64": {"CODE_64": ("code64.S", ["-march=rv64imac"])},
+    "s390x": {"CODE_64": ("code64.S", ["-march=z10"])},
+    "arm": {"CODE_32": ("code32.S", [])},
 }
-TRIPLETS = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu", "powerpc": "powerpc64le-linux-gnu"}
+TRIPLETS = {
+    "x86": "x86_64-linux-gnu",
+    "arm64": "aarch64-linux-gnu",
+    "arm": "arm-linux-gnueabihf",
+    "riscv64": "riscv64-linux-gnu",
+    "s390x": "s390x-linux-gnu",
+    "powerpc": "powerpc64le-linux-gnu",
+}
 WIDTHS = {"R_386_32": 4, "R_PPC_ADDR32": 4, "R_PPC64_ADDR64": 8}
 """Relocations that are absolute addresses, and their bytes."""
+
+LINKED = ("riscv64",)
+"""Where the assembler leaves it to the linker to put in even the distances within a section."""
 
 
 def tool(family: str, name: str) -> str | None:
@@ -46,10 +59,13 @@ def assemble(family: str, source: Path, options: list[str]) -> tuple[bytes, dict
         return subprocess.run([program, *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
     with tempfile.TemporaryDirectory() as scratch:
-        obj, raw = f"{scratch}/code.o", f"{scratch}/code.bin"
+        obj, linked, raw = f"{scratch}/code.o", f"{scratch}/code", f"{scratch}/code.bin"
         run("as", *options, "-o", obj, str(source))
-        run("objcopy", "-O", "binary", "-j", ".text", obj, raw)
         names, relocations = run("nm", obj), run("objdump", "-r", obj)
+        if family in LINKED:
+            run("ld", "-e", "0", "-Ttext", "0x10000", "-o", linked, obj)
+            obj, relocations = linked, ""
+        run("objcopy", "-O", "binary", "-j", ".text", obj, raw)
         code = bytearray(Path(raw).read_bytes())
     symbols = {m[2]: int(m[1], 16) for m in re.finditer(r"^([0-9a-f]+) \w (\w+)$", names, re.M)}
     fixups = []

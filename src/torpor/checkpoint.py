@@ -182,7 +182,8 @@ class _Checkpoint:
                 ],
             )
         )
-        self.writer.add(root.arch.header())
+        for header in {process.arch.header_record: process.arch.header for process in self.tree.alive()}.values():
+            self.writer.add(header())
 
     def clock_offsets(self, pid: int) -> tuple[int, int]:
         """How far the process's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of torpor's own, in ns (time namespaces)."""

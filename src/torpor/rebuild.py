@@ -374,13 +374,26 @@ class Rebuilding:
         for _, thread in made[1:]:
             remotes.append(Remote(thread, remote.code_at, remote.work_at, signal=spawn.QUIET, mapped=True))
         remote.reset()
+        attributes = processes.attribute_calls(record, process.arch)
+        rooms = [own.arch.registers.room(plan.registers) for plan, own in zip(process.threads, remotes, strict=True)]
+        if any(rooms):
+            # Code that makes the kernel have room ends in a breakpoint, at which it forgets that SIGTRAP is ignored or blocked
+            # (force_sig_info_to_task()): so this comes before the actions, and behind what asks for the registers.
+            remote.checked(attributes)
+            attributes = []
+            for needed, own in zip(rooms, remotes, strict=True):
+                if needed:
+                    own.reset()
+                    own.execute(needed.code, {**needed.registers, needed.pointer: own.put(needed.data)})
+            remote.prepare()
+            remote.reset()
         room = remote.room(40 * 65)
         remote.reset()
         inherited = signals.EVERY if _forked(process) else self._ignored
         calls, data = signals.tell_actions(process.handlers.actions, inherited, room, remote.arch)
         remote.put(data or b"\0")
-        calls += processes.attribute_calls(record, process.arch)
         leader = process.threads[0]
+        calls += attributes
         remote.checked(calls + threads.attach_calls(leader.record, remote) + process.arch.own_calls(leader.registers))
         for plan, own in zip(process.threads[1:], remotes[1:], strict=True):
             own.reset()
@@ -449,9 +462,6 @@ class Rebuilding:
         sets = own.arch.registers
         own.thread.regs = sets.general_dict(registers[0])
         own.thread.mask = record.blocked
-        if room := sets.room(registers):
-            own.reset()
-            own.execute(room.code, {**room.registers, room.pointer: own.put(room.data)})
         own.prepare()
         own.reset()
         resume.rebuild_restart_block(own, record.call, record.left)
@@ -490,7 +500,8 @@ class Rebuilding:
                 status = ptrace.wait(own.thread.tid)
                 if status is None or not os.WIFSTOPPED(status) or status >> 16 == ptrace.EVENT_STOP:
                     break
-                ptrace.cont(own.thread.tid)
+                # From the end of a call (Arch.resumes_at_end) the signal only comes to be delivered.
+                ptrace.cont(own.thread.tid, signals.SIGSTOP if status >> 8 == signals.SIGSTOP else 0)
 
 
 def _forked(process: ProcessPlan) -> bool:

@@ -229,17 +229,20 @@ def _machine(image: Image, root: ProcessPlan, cpu: str) -> Iterator[tuple[Obstac
     """Whether this CPU and kernel can carry the program (R-B5)."""
     if image.header.arch not in {process.record.arch for process in root.family()}:
         yield Obstacle(image.name, "its header is of another architecture than its processes", "take another checkpoint"), BadImage
-    try:
-        header = judge.header_of(image)
-    except BadImage as error:
-        yield from ((obstacle, BadImage) for obstacle in error.obstacles)
-        return
+    runs = True
     for kind in sorted({process.arch for process in root.family()}, key=lambda kind: kind.name):
-        if kind.word != libc.WORD and not elf.runs(kind.elf_machine, kind.word, 0):
+        if kind.word != libc.WORD and not elf.runs(kind.elf_machine, kind.word, kind.elf_flags):
             why = f"this kernel runs no {8 * kind.word}-bit programs of this family ({kind.name})"
             yield Obstacle("kernel", why, "boot one that does"), Unsupported
-    for reason in root.arch.verdict(header, judge.used(image), cpu, root.arch.header()):
-        yield Obstacle("processor", reason), Unsupported
+            runs = False
+    for kind in judge.families(image) if runs else ():
+        try:
+            header = judge.header_of(image, kind)
+        except BadImage as error:
+            yield from ((obstacle, BadImage) for obstacle in error.obstacles)
+            return
+        for reason in kind.verdict(header, judge.used(image, kind), cpu, kind.header()):
+            yield Obstacle("processor", reason), Unsupported
 
 
 def _process_faults(process: ProcessPlan, chunks: list[Pages], pids: set[int], making: Making) -> Iterator[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from torpor.arch.arm64 import KINDS, cpu
 from torpor.arch.arm64.registers import REGISTERS
-from torpor.arch.arm64.rules import NONE, RULES, sve_size
+from torpor.arch.arm64.rules import RULES, sve_size
 from torpor.arch.arm64.state import (
     STATE_OF,
     STATES,
@@ -21,6 +21,7 @@ from torpor.arch.arm64.state import (
     Arm64Tls,
     Arm64Vector,
 )
+from torpor.arch.rewinding import NONE
 from torpor.image.record import Record
 
 CODE, STACK = 0x40_0000, 0xFFFF_F000_0000

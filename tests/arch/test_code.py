@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_variables_are_placed(kind: object) -> None:
     placed = code.placed(0x7000, 0x9000, values)
     for name, value in values.items():
         width, at = code.variables[name], code.symbols[name]
-        assert int.from_bytes(placed[at : at + width], "little") == value & ((1 << 8 * width) - 1), name
+        assert int.from_bytes(placed[at : at + width], sys.byteorder) == value & ((1 << 8 * width) - 1), name
 
 
 def test_stub_is_a_program_that_execve_takes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Start = Callable[..., "Child"]
 
-NUMBER = {"x86_64": 222, "aarch64": 107, "riscv64": 107}.get(platform.machine())
+NUMBER = {"x86_64": 222, "aarch64": 107, "riscv64": 107, "s390x": 254}.get(platform.machine())
 
 MAKE = f"""
 class Sigevent(ctypes.Structure):

@@ -39,6 +39,8 @@ class Booted:
     cpu: str = ""
     boot_seconds: float = 0.0
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    work: Path = Path()
+    """The folder that it shared, with what it has left there."""
     failure: str = ""
     """Why cases may have no result."""
 
@@ -67,7 +69,7 @@ def command(machine: Machine, image: Image, work: Path) -> list[str]:
 def boot(machine: Machine, image: Image, work: Path, job: dict[str, Any], within: float) -> Booted:
     """Boot, let `job` be done within so many seconds, and gather the results. What is left behind stays in `work`."""
     (work / "job").write_text(json.dumps(job))
-    booted = Booted()
+    booted = Booted(work=work)
     start = time.monotonic()
     with (work / "qemu").open("wb") as said:
         qemu = subprocess.Popen(command(machine, image, work), stdin=subprocess.DEVNULL, stdout=said, stderr=said)

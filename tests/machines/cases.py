@@ -16,21 +16,24 @@ CYCLES = 20 if FULL else 2
 GROUP_WITHIN = 3600.0 if FULL else 240.0  # s, for cases that are run together
 ALL_WITHIN = 6 * 3600.0 if FULL else 900.0  # s, from the boot to the end
 THREADS = (1, 10)
+X86 = ("amd64", "i386")
+BY_VDSO = "-vdso"
+"""What the names of calls end with that enter the kernel as only x86 can."""
 
 
 def names(machine: Machine) -> list[str]:
     """The cases of a machine; one on which torpor does not run yet is only seen to boot."""
     if not machine.supported:
         return ["boot"]
-    found = ["check", "python", "pipeline"]
+    found = ["check", "image", "python", "pipeline"]
     for width in machine.compilers:
         found += [f"torture-{width}-{threads}" for threads in THREADS]
         calls = [name for size, name in ALL_TIMED + ALL_UNTIMED if size == width]
-        # Only there the vdso makes system calls, by SYSENTER.
-        x86 = machine.qemu[0] in ("qemu-system-x86_64", "qemu-system-i386")
-        found += [f"call-{width}-{name}" for name in calls if x86 or not name.endswith("-vdso")]
+        if machine.name not in X86:
+            calls = [name for name in calls if not name.endswith(BY_VDSO)]
+        found += [f"call-{width}-{name}" for name in calls]
     if machine.poorer[0]:
-        found += [f"{case}-{width}" for case in ("saved", "moved") for width in machine.compilers]
+        found += [f"{case}-{width}" for case in ("saved", "moved") for width in machine.compilers if width in machine.poorer_for]
     return found
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.machines.boot import Booted, boot
 from tests.machines.cases import ALL, ALL_WITHIN, CYCLES, GROUP_WITHIN, on_poorer
+from tests.machines.foreign import leave_an_image
 from tests.machines.images import image, prebuilt
 from tests.machines.machines import MACHINES, Machine
 from tests.settings import SEED
@@ -65,12 +66,15 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
     for bits, compiler in machine.compilers.items() if machine.supported else ():
         for name in ("torture", "calls"):
             compile_program(name, bits, programs, compiler)
-        if machine.poorer[0]:
+        if machine.poorer[0] and bits in machine.poorer_for:
             compile_program("feature", bits, programs, (*compiler, "-static"))
+    if "image" in cases:
+        leave_an_image(work)
     later = [case for case in cases if on_poorer(case)]
     needed = {case.replace("moved", "saved") for case in later}
     first = [case for case in cases if case not in later] + sorted(needed.difference(cases))
     job = {"cases": first, "cycles": CYCLES, "seconds": GROUP_WITHIN, "seed": SEED, "feature": machine.poorer[1]}
+    job["call_seconds"] = machine.call_seconds
     ran = boot(machine, image(machine), work, job, ALL_WITHIN)
     if not later:
         return ran, ran

@@ -25,6 +25,7 @@ from pathlib import Path
 from tests.calls import program
 from tests.calls.program import CANNOT_BE_SAVED, MAY_BE_REFUSED
 from tests.machines.cases import grouped
+from tests.machines.foreign import words_about
 from tests.machines.programs import compute
 from tests.machines.victim import FIRST, Victim
 from tests.settings import ROOT, SEED
@@ -32,7 +33,6 @@ from tests.torture.harness import Reaper, Torture, descendants, remove_ipc, subr
 
 WORK, HOME = Path("/work"), Path("/tmp/cases")
 PROGRAMS = ROOT / "tests" / "machines" / "programs"
-CALL_SECONDS = 5.0  # s, and as much for each cycle
 EARLY, LATE = 0.2, 4.0  # s; how far a call's running time may be off where QEMU translates
 END_WITHIN = 30.0  # s
 USED = ("--cpu", "used")
@@ -57,6 +57,17 @@ def check(report: Report, cases: list[str], cycles: int) -> None:
     """`torpor check` says what this kernel has."""
     run = torpor(Reaper(), "check")
     report(cases[0], run.code == 0, "; ".join(" ".join(line.split()) for line in run.output.splitlines()))
+
+
+def image(report: Report, cases: list[str], cycles: int) -> None:
+    """A small image is left for the host, and the host's is looked at; what was said of both, it compares."""
+    victim = Victim(["sleep", "1000"], HOME / "image", random.Random(f"{SEED} image"))
+    victim.save(WORK / "image")
+    victim.reaper.wait_gone([victim.pid])
+    shutil.copyfile("/proc/cpuinfo", WORK / "image.cpuinfo")
+    said = {name: words_about(WORK / name) for name in ("image", "foreign")}
+    (WORK / "images.said").write_text(json.dumps(said))
+    report(cases[0], True, f"{victim.runs[0].seconds:.2f} s; {said['image'][0]}".splitlines()[0])
 
 
 def python(report: Report, cases: list[str], cycles: int) -> None:
@@ -123,12 +134,12 @@ def torture(report: Report, cases: list[str], cycles: int) -> None:
 class Calls:
     """A few interrupted calls, by name, each in a process of its own, in one tree that has been through all its cycles."""
 
-    def __init__(self, executable: Path, names: Sequence[str], directory: Path, cycles: int) -> None:
-        self.names, self.seconds = names, CALL_SECONDS * (1 + cycles)
+    def __init__(self, executable: Path, names: Sequence[str], directory: Path, cycles: int, each: float) -> None:
+        self.names, self.seconds = names, each * (1 + cycles)
         command = ["sh", "-c", "".join(f"{executable} {name} {self.seconds} {name} &\n" for name in names) + "wait\n"]
         if not SHELL:
-            each = ([str(executable), name, str(self.seconds), name, ","] for name in names)
-            command = [sys.executable, str(HOME / "together.py"), *[word for words in each for word in words][:-1]]
+            words = ([str(executable), name, str(self.seconds), name, ","] for name in names)
+            command = [sys.executable, str(HOME / "together.py"), *[word for few in words for word in few][:-1]]
         self.victim = Victim(command, directory, random.Random(f"{SEED} {names[0]}"))
         self.victim.wait_for(lambda: all(self.said(name) for name in names), 30, "the beginning of all calls")
         self.worked = 0.0
@@ -179,7 +190,7 @@ class Calls:
 
 def calls(report: Report, cases: list[str], cycles: int) -> None:
     """Interrupted calls of one width. While those of one tree wait for their ends, the next tree has its cycles."""
-    bits = cases[0].split("-")[1]
+    bits, each = cases[0].split("-")[1], json.loads((WORK / "job").read_text())["call_seconds"]
     executable, directory = HOME / f"calls{bits}", HOME / f"calls-{bits}"
     by_name = {case.split("-", 2)[2]: case for case in cases}
     for name in sorted(MAY_BE_REFUSED & by_name.keys()):
@@ -187,7 +198,7 @@ def calls(report: Report, cases: list[str], cycles: int) -> None:
             report(by_name.pop(name), True, f"refused: {reason}")
     names, trees = list(by_name), []
     for first in range(0, len(names), CALLS_AT_ONCE):
-        trees.append(Calls(executable, names[first : first + CALLS_AT_ONCE], directory / f"from-{first}", cycles))
+        trees.append(Calls(executable, names[first : first + CALLS_AT_ONCE], directory / f"from-{first}", cycles, each))
     for tree in trees:
         tree.wait()
         for name in tree.names:
@@ -248,8 +259,8 @@ def _refusal(executable: Path, name: str, directory: Path) -> str:
 
 
 KINDS = {
-    "boot": boot, "check": check, "python": python, "pipeline": pipeline, "torture": torture, "call": calls, "saved": saved,
-    "moved": moved,
+    "boot": boot, "check": check, "image": image, "python": python, "pipeline": pipeline, "torture": torture, "call": calls,
+    "saved": saved, "moved": moved,
 }  # fmt: skip
 
 

@@ -41,6 +41,10 @@ class Machine:
     """Kernel and root were built for it, for Debian has the architecture no more (images.py); it has no suite."""
     poorer: tuple[str, str] = ("", "")
     """A CPU that lacks a feature which that of `qemu` has, and what torpor calls the feature (tests/programs/feature.c uses it)."""
+    poorer_for: tuple[int, ...] = (64, 32)
+    """The width of the programs that have that feature."""
+    call_seconds: float = 5.0
+    """s that an interrupted call waits, and as much for each cycle: in that time a tree of some 14 processes is saved and made."""
     supported: bool = True
     """Whether torpor runs on it; else only that it boots is tried, so that it is there when an architecture is added."""
 
@@ -72,9 +76,11 @@ MACHINES = {
             kernel="linux-image-arm64",
             # pauth-impdef: the architecture's own hash of signed pointers takes half of the time when it is translated.
             qemu=("qemu-system-aarch64", "-machine", "virt", "-cpu", "max,pauth-impdef=on"),
-            compilers={64: ("aarch64-linux-gnu-gcc",)},
+            # Static: Debian has no C library for 32-bit programs in this architecture.
+            compilers={64: ("aarch64-linux-gnu-gcc",), 32: ("arm-linux-gnueabihf-gcc", "-static")},
             console="ttyAMA0",
             poorer=("cortex-a57", "sve"),
+            poorer_for=(64,),
         ),
         Machine(
             name="armhf",
@@ -85,7 +91,6 @@ MACHINES = {
             modules=("virtio_mmio", "virtio_pci", "9pnet_virtio", "9p"),
             console="ttyAMA0",
             transport="device",
-            supported=False,
         ),
         Machine(
             name="ppc64el",
@@ -105,15 +110,16 @@ MACHINES = {
             modules=("9pnet_virtio", "9p"),
             console="ttysclp0",
             transport="ccw",
-            supported=False,
+            poorer=("max,vx=off,vxeh=off,vxeh2=off", "vx"),
         ),
         Machine(
             name="riscv64",
             suite="trixie",
             kernel="linux-image-riscv64",
-            qemu=("qemu-system-riscv64", "-machine", "virt", "-cpu", "rv64"),
+            qemu=("qemu-system-riscv64", "-machine", "virt", "-cpu", "rv64,v=true,vlen=256,vext_spec=v1.0"),
             compilers={64: ("riscv64-linux-gnu-gcc",)},
-            supported=False,
+            poorer=("rv64", "zve32x"),
+            call_seconds=20.0,  # QEMU 7.2 forgets all its translated addresses whenever the kernel touches a program's memory
         ),
         Machine(
             name="ppc64",

@@ -11,6 +11,7 @@ import pytest
 
 from tests.machines.boot import Booted
 from tests.machines.cases import ALL, ALL_WITHIN, names, on_poorer
+from tests.machines.foreign import differences
 from tests.machines.machines import MACHINES
 
 CASES = [(machine, case) for machine, row in MACHINES.items() if ALL or row.supported for case in names(row)]
@@ -29,5 +30,7 @@ def test_case(booted: Callable[[str, str], Booted], lines: list[str], machine: s
     assert outcome is not None, ran.failure
     lines[-1] += f"; {outcome.text.splitlines()[0] if outcome.text else ''}"
     assert outcome.ok, f"{where}\n{outcome.text}\n{ran.failure}"
+    if case == "image":
+        assert not differences(ran.work), where
     if outcome.text.startswith("refused: "):
         pytest.skip(f"{where}: {outcome.text}")

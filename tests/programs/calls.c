@@ -16,7 +16,7 @@
  *
  * Timed calls end by themselves after SECONDS. The others are ended after SECONDS by a helper: a forked child that sleeps in one
  * nanosleep and then writes, wakes, unlocks or exits; pause and sigsuspend by ITIMER_REAL. On 32 bit the *_time64 names are the
- * calls with 64-bit times, and -vdso after a name enters the kernel by SYSENTER instead of INT 0x80.
+ * calls with 64-bit times, and on x86 -vdso after a name enters the kernel by SYSENTER instead of INT 0x80.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -107,7 +107,7 @@ static void limit_to(u64 ns)
 /* ------------------------------------------------------------------------------------------------ with a time limit */
 
 /* NAME with the machine's own long in its timespec, and on 32 bit a second one with 64-bit times. */
-#if __SIZEOF_LONG__ == 4
+#ifdef SYS_futex_time64
 #define BOTH(function, name)                                                                                                     \
 	static void function(void) { function##_with(SYS_##name, (long)&call.old); }                                             \
 	static void function##_time64(void) { function##_with(SYS_##name##_time64, (long)&call.wide); }
@@ -147,7 +147,7 @@ static void call_ppoll_with(long number, long limit)
 {
 	call_poll();
 	limit_to(call.ns);
-	call.mask = BIT(SIGUSR1);
+	call.mask = 1ull << (SIGUSR1 - 1);
 	set_call(number, (long)&call.poll, 1, limit, (long)&call.mask, 8, 0, 0);
 }
 BOTH(call_ppoll, ppoll)
@@ -163,7 +163,7 @@ static void call_pselect_with(long number, long limit)
 {
 	call_select();
 	limit_to(call.ns);
-	call.mask = BIT(SIGUSR1);
+	call.mask = 1ull << (SIGUSR1 - 1);
 	call.sixth.mask = (unsigned long)&call.mask;
 	call.sixth.size = 8;
 	set_call(number, call.pipe[0] + 1, (long)&call.set, 0, 0, limit, (long)&call.sixth, 0);
@@ -213,7 +213,7 @@ static void call_sigtimedwait_with(long number, long limit)
 	sigaddset(&set, SIGUSR2);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	limit_to(call.ns);
-	call.mask = BIT(SIGUSR2);
+	call.mask = 1ull << (SIGUSR2 - 1);
 	set_call(number, (long)&call.mask, (long)&call.info, limit, 8, 0, 0, -EAGAIN);
 }
 BOTH(call_sigtimedwait, rt_sigtimedwait)
@@ -241,7 +241,7 @@ static void call_semtimedop(void)
 {
 	make_semaphores();
 	limit_to(call.ns);
-#if __SIZEOF_LONG__ == 4
+#ifdef SYS_semtimedop_time64
 	set_call(SYS_semtimedop_time64, call.semaphores, (long)&call.down, 1, (long)&call.wide, 0, 0, -EAGAIN);
 #else
 	set_call(SYS_semtimedop, call.semaphores, (long)&call.down, 1, (long)&call.wide, 0, 0, -EAGAIN);
@@ -375,7 +375,7 @@ static void call_sigsuspend(void)
 	sigemptyset(&set);
 	sigaddset(&set, SIGALRM);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	call.mask = BIT(SIGUSR1);
+	call.mask = 1ull << (SIGUSR1 - 1);
 	set_call(SYS_rt_sigsuspend, (long)&call.mask, 8, 0, 0, 0, 0, -EINTR);
 }
 
@@ -482,7 +482,7 @@ static const struct { const char *name; void (*prepare)(void); bool timed; } cal
 	{"epoll_wait", call_epoll_wait, true},
 	{"epoll_pwait2", call_epoll_pwait2, true},
 	{"sigtimedwait", call_sigtimedwait, true},
-#if __SIZEOF_LONG__ == 4
+#ifdef SYS_futex_time64
 	{"clock_nanosleep_rel_time64", clock_relative_time64, true},
 	{"clock_nanosleep_abs_time64", clock_absolute_time64, true},
 	{"ppoll_time64", call_ppoll_time64, true},
@@ -581,6 +581,8 @@ int main(int argc, char **argv)
 	regs_create(&regs, (u64)getpid());
 #ifdef __i386__
 	regs.rounds = strstr(calls[i].name, "-vdso") != NULL; /* odd: by way of the vdso */
+#elif defined(__arm__)
+	regs.rounds = i; /* odd: from Thumb code */
 #endif
 	if (call.helper) {
 		const pid_t pid = start_helper();
@@ -595,7 +597,7 @@ int main(int argc, char **argv)
 	}
 	if (calls[i].prepare == clock_absolute || calls[i].prepare == futex_absolute)
 		limit_to(stamp(CLOCK_MONOTONIC) + call.ns); /* counted from here */
-#if __SIZEOF_LONG__ == 4
+#ifdef SYS_futex_time64
 	if (calls[i].prepare == clock_absolute_time64 || calls[i].prepare == futex_absolute_time64)
 		limit_to(stamp(CLOCK_MONOTONIC) + call.ns);
 #endif

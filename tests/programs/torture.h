@@ -1,7 +1,7 @@
 /*
  * What the parts of the torture program share: the heartbeat file, the error codes, a task's own record.
  *
- * The heartbeat file (--heartbeat FILE) is read from outside while the program runs; all fields in the order of the machine:
+ * The heartbeat file (--heartbeat FILE) is read from outside while the program runs; all fields in the machine's own byte order:
  *
  *   header, 64 bytes:  char magic[8] = "TORTURE1"; u32 slot_size; u32 slots; u32 ready; u32 bits; u32 pid; u32 threads;
  *                      u32 children; u32 end; u32 reserved[6]

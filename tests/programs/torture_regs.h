@@ -58,6 +58,12 @@ struct regs_change {
 #include "torture_regs_arm64.h"
 #elif defined(__powerpc__)
 #include "torture_regs_power.h"
+#elif defined(__riscv) && __riscv_xlen == 64
+#include "torture_regs_riscv64.h"
+#elif defined(__s390x__)
+#include "torture_regs_s390x.h"
+#elif defined(__arm__)
+#include "torture_regs_arm.h"
 #else
 #error "torture_regs: write the header for this architecture"
 #endif

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """A processor family: its package, `uname -m` of its machines, its first record type, image numbers of its kinds of task."""
+    """A processor family: its package, `uname -m` of its machines, its first record type, image numbers of its kinds of task.
+
+    Machines may run programs of more than one family.
+    """
 
     __slots__ = ("kinds", "machines", "package", "records")
 
@@ -38,6 +41,9 @@ FAMILIES = (
     Family("x86", "x86_64 i386 i486 i586 i686", 0x1000, 1, 2),
     Family("arm64", "aarch64", 0x1100, 4),
     Family("powerpc", "ppc64le ppc64 ppc", 0x1200, 5, 6, 7),
+    Family("riscv64", "riscv64", 0x1400, 9),
+    Family("s390x", "s390x", 0x1300, 8),
+    Family("arm", "armv6l armv7l armv8l aarch64", 0x1500, 3),
 )
 ALL = tuple(f"torpor.arch.{family.package}" for family in FAMILIES)
 """The modules whose records are part of the format."""

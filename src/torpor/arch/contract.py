@@ -73,7 +73,7 @@ class Code:
     __slots__ = ("_bytes", "_fixups", "_order", "_widths", "symbols")
 
     def __init__(
-        self, code: bytes, symbols: Mapping[str, int], fixups: Sequence[tuple[int, int, str]], order: Order = "little"
+        self, code: bytes, symbols: Mapping[str, int], fixups: Sequence[tuple[int, int, str]], order: Order = sys.byteorder
     ) -> None:
         self._bytes, self.symbols, self._fixups, self._order = code, symbols, fixups, order
         ordered = sorted(symbols.values())
@@ -103,8 +103,8 @@ class Code:
 class Room:
     """What a new thread must execute before the kernel has room for all of its registers.
 
-    `code` ends in a system call, of which nothing is expected, and finds `data` (to be aligned to 64 bytes) at the address in the
-    register `pointer`; `registers` are the others that it needs.
+    `code` ends in a breakpoint and finds `data` (to be aligned to 64 bytes) at the address in the register `pointer`; `registers`
+    are the others that it needs.
     """
 
     __slots__ = ("code", "data", "pointer", "registers")
@@ -123,11 +123,14 @@ class Arch(Waits):
     word: int
     """Bytes in a long and a pointer: 4 or 8."""
     elf_machine: int
+    elf_flags = 0
+    """e_machine and e_flags of a program of this kind (elf(5))."""
     user_limit: int
     """First address that no program of this kind can use."""
     ip: str
     sp: str
-    flags: str
+    flags = ""
+    """The register of the flags, if there is one."""
     result: str
     """The register that takes a call's result ..."""
     number: str
@@ -135,7 +138,7 @@ class Arch(Waits):
     arguments: tuple[str, ...]
     entry_registers: Mapping[str, int]
     """What a register must hold for torpor's code to run, besides the instruction pointer."""
-    kept_flags: int
+    kept_flags = 0
     """The flags that `heal` may put back by itself (the trap flag is not among them)."""
     slot_size: int
     """Bytes of a slot (tasks/retry.py) ..."""
@@ -150,6 +153,7 @@ class Arch(Waits):
     """... and the class of its record."""
 
     byte_order: Order = "little"
+    """Of the machines that it runs on."""
     elf_flags = 0
     """What a program's header says of its ABI (elf(5), e_flags)."""
     descriptors = False
@@ -165,6 +169,8 @@ class Arch(Waits):
     """Whether the kernel makes a call with a restart block again without its first argument, unless `write_general` was there."""
     rewinds = False
     """Whether the kernel moves the registers of an interrupted call back before the stop, and forgets why (`looked_at`)."""
+    code_in, code_offset = "[vdso]", 0
+    """The mapping of the kernel's in which torpor's code lies (tasks/remote.py), and where: 0 means behind its section headers."""
     code_behind_segments = False
     """Whether torpor's code may lie where the vdso's loaded segment ends, over what only a debugger reads (tasks/remote.py)."""
     requestable = 0
@@ -219,6 +225,13 @@ class Arch(Waits):
         """
         return regs
 
+    def midway(self, regs: Registers, read: Callable[[int, int], bytes]) -> bool:
+        """Whether a stopped thread is where the kernel sends it to make restart_syscall(2), and only the kernel knows from where.
+
+        `read` gives bytes of the task's memory.
+        """
+        return False
+
     def handled(self, regs: Registers, restarts: bool, *, again: bool = False) -> Registers:
         """Where the kernel `rewinds`: the registers of an interrupted call when a signal handler with or without SA_RESTART runs.
 
@@ -234,6 +247,16 @@ class Arch(Waits):
         """The registers behind the call that they are in, when that has given `value`."""
         mask = (1 << 8 * self.word) - 1
         return {**regs, self.result: value & mask, self.number: mask}
+    def resumes_at_end(self, regs: Registers) -> bool:
+        """Whether a thread gets these registers, of an interrupted call, back in the stop at the end of another call.
+
+        For a kernel that `rewinds` and makes such a call again without going back to the program, whose registers do not say which.
+        """
+        return False
+
+    def write_at_end(self, tid: int, regs: Registers) -> None:
+        """Give a thread that is in the stop at the end of a call these registers: the kernel takes them for that call's."""
+        self.registers.write_general(tid, regs)
 
     def again(self, regs: Registers, number: int | None = None) -> Registers:
         """The registers with which the interrupted call (or call `number` instead) is issued again."""
@@ -263,7 +286,8 @@ class Arch(Waits):
         """The values of the code's variables that bring the stopped task `tid` back to `regs` by itself."""
         settled = self.settled(regs)
         values = {name: settled[name[2:]] for name in self.code.variables if name[:2] == "r_"}
-        values["v_flags"] = settled[self.flags] & self.kept_flags
+        if self.flags:
+            values["v_flags"] = settled[self.flags] & self.kept_flags
         return values
 
     def own_calls(self, records: Sequence[Record]) -> list[tuple[str | int, ...]]:

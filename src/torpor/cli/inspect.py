@@ -67,16 +67,21 @@ def judged(image: Image, cpu: str) -> int:
     """Say whether the program can run on the CPU that the file `cpu` describes; the exit code."""
     from torpor.objects import judge
 
-    kind, header, used = judge.kind_of(image), judge.header_of(image), judge.used(image)
-    there = judge.described(cpu, kind)
-    where = plain(getattr(there, "model", "")) or "a CPU without a name"
-    reasons = kind.verdict(header, used, "same", there)
+    families = [(kind, judge.header_of(image, kind), judge.used(image, kind)) for kind in judge.families(image)]
+    there = [judge.described(cpu, kind) for kind, _, _ in families]
+    where = plain(getattr(there[0], "model", "")) or "a CPU without a name"
+
+    def reasons_with(mode: str) -> list[str]:
+        found = zip(families, there, strict=True)
+        return [reason for (kind, header, used), here in found for reason in kind.verdict(header, used, mode, here)]
+
+    reasons = reasons_with("same")
     if not reasons:
         put(f"{plain(image.name)}: can run on {where}")
         return 0
     put(f"{plain(image.name)}: cannot run on {where}")
     for reason in reasons:
         put(f"  {plain(reason)}")
-    if not kind.verdict(header, used, "used", there):
+    if not reasons_with("used"):
         put("  what it holds in its registers is no obstacle: with --cpu used it can be restarted there")
     return Unsupported.exit_code

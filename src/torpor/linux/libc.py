@@ -19,9 +19,10 @@ _syscall.restype = ctypes.c_long
 
 WORD = ctypes.sizeof(ctypes.c_long)
 """Bytes in a C long of this interpreter: 4 or 8."""
+WIDE_KERNEL = WORD == 8 or "64" in os.uname().machine or os.uname().machine == "armv8l"
+"""Whether the kernel's longs have 64 bits; armv8l is what the arm64 one calls itself to 32-bit programs."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 """Bytes in a page: 4096, or 65536 on some PowerPC and AArch64 kernels."""
-
 O_LARGEFILE = 0o740000 & ~(os.O_DIRECT | os.O_DIRECTORY | os.O_NOFOLLOW)
 """Four bits stand for these four flags, in an order that differs between machines; the C library hides this one where every file is
 opened with it."""
@@ -43,6 +44,13 @@ _POWERPC = {
     "prlimit64": 325, "sched_getattr": 356, "sched_setattr": 355, "rt_sigtimedwait": 176, "rt_tgsigqueueinfo": 322,
     "execveat": 362, "timer_create": 240, "timer_delete": 244, "openat": 286, "pkey_alloc": 384, "pkey_free": 385,
 }  # fmt: skip
+_GENERIC = {
+    "clone": 220, "capget": 90, "capset": 91, "get_robust_list": 100, "ioprio_get": 31, "ioprio_set": 30,
+    "kcmp": 272, "prlimit64": 261, "sched_getattr": 275, "sched_setattr": 274, "rt_sigtimedwait": 137,
+    "rt_tgsigqueueinfo": 240, "execveat": 281, "timer_create": 107, "timer_delete": 111,
+}  # fmt: skip
+"""The machines that came with the table of include/uapi/asm-generic/unistd.h."""
+
 _MACHINE: dict[tuple[str, int], dict[str, int]] = {
     ("x86_64", 8): {
         "clone": 56, "capget": 125, "capset": 126, "get_robust_list": 274, "ioprio_get": 252, "ioprio_set": 251,
@@ -59,10 +67,17 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
     ("ppc64", 8): _POWERPC,
     ("ppc64", 4): _POWERPC,
     ("ppc", 4): _POWERPC,
-    ("aarch64", 8): {
-        "clone": 220, "capget": 90, "capset": 91, "get_robust_list": 100, "ioprio_get": 31, "ioprio_set": 30,
-        "kcmp": 272, "prlimit64": 261, "sched_getattr": 275, "sched_setattr": 274, "rt_sigtimedwait": 137,
-        "rt_tgsigqueueinfo": 240, "execveat": 281, "timer_create": 107, "timer_delete": 111,
+    ("arm", 4): {
+        "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 339, "ioprio_get": 315, "ioprio_set": 314,
+        "kcmp": 378, "prlimit64": 369, "sched_getattr": 381, "sched_setattr": 380, "rt_sigtimedwait": 177,
+        "rt_tgsigqueueinfo": 363, "execveat": 387, "timer_create": 257, "timer_delete": 261, "openat": 322,
+    },
+    ("aarch64", 8): _GENERIC,
+    ("riscv64", 8): _GENERIC,
+    ("s390x", 8): {
+        "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 305, "ioprio_get": 283, "ioprio_set": 282,
+        "kcmp": 343, "prlimit64": 334, "sched_getattr": 346, "sched_setattr": 345, "rt_sigtimedwait": 177,
+        "rt_tgsigqueueinfo": 330, "execveat": 354, "timer_create": 254, "timer_delete": 258,
     },
 }  # fmt: skip
 
@@ -71,6 +86,8 @@ def _own_numbers() -> dict[str, int]:
     machine = os.uname().machine
     if WORD == 4 and machine in ("x86_64", "i486", "i586", "i686"):
         machine = "i386"
+    if WORD == 4 and (machine.startswith("armv") or machine == "aarch64"):
+        machine = "arm"
     return _COMMON | _MACHINE.get((machine, WORD), {})
 
 

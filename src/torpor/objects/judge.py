@@ -15,7 +15,7 @@ from torpor.image.failure import failure
 from torpor.image.format import ARCHITECTURES, MAGIC
 from torpor.image.reader import Image
 from torpor.linux import procfs
-from torpor.objects.processes import Process
+from torpor.objects.processes import ALIVE, Process
 from torpor.objects.threads import Thread
 
 TYPE_CHECKING = False
@@ -27,14 +27,30 @@ CPUINFO_MAX = 1 << 20
 """Bytes that are read of a copy of /proc/cpuinfo: its first CPU takes about 2 KiB."""
 
 
-def used(image: Image) -> int:
-    """The union of the register masks of all threads, with what the processes have asked for (R-B5)."""
-    mask = 0
-    for thread in image.of(Thread):
-        mask |= thread.registers
+def families(image: Image) -> list[Arch]:
+    """A kind of task of each processor family that the image has threads of: one machine may run programs of two.
+
+    Raises BadImage like `kind_of`, whose answer comes first.
+    """
+    found = [kind_of(image)]
     for process in image.of(Process):
-        if kind := arch.by_image_id(process.arch):
+        kind = arch.by_image_id(process.arch)
+        if process.state == ALIVE and kind and all(kind.header_record is not other.header_record for other in found):
+            found.append(kind)
+    return found
+
+
+def used(image: Image, family: Arch) -> int:
+    """The union of the register masks of all threads of a family, with what their processes have asked for (R-B5)."""
+    mask, mine = 0, set()
+    for process in image.of(Process):
+        kind = arch.by_image_id(process.arch)
+        if kind and kind.header_record is family.header_record:
             mask |= kind.records_of(process.components)
+            mine.add(process.id)
+    for thread in image.of(Thread):
+        if thread.process in mine:
+            mask |= thread.registers
     return mask
 
 
@@ -47,11 +63,13 @@ def kind_of(image: Image) -> Arch:
     return kind
 
 
-def header_of(image: Image) -> Record:
-    """The architecture header (R-B2). Raises BadImage unless there is exactly one."""
-    headers = image.of(kind_of(image).header_record)
+def header_of(image: Image, family: Arch) -> Record:
+    """The architecture header of a family (R-B2). Raises BadImage unless there is exactly one."""
+    headers = image.of(family.header_record)
     if len(headers) != 1:
-        raise BadImage(Obstacle(image.name, f"it has {len(headers)} architecture headers", "take another checkpoint"))
+        raise BadImage(
+            Obstacle(image.name, f"it has {len(headers)} architecture headers for {family.name}", "take another checkpoint")
+        )
     return headers[0]
 
 
@@ -67,7 +85,7 @@ def described(path: str | os.PathLike[str], kind: Arch) -> Record:
         raise failure(os.fspath(path), "read the description of the CPU", error) from error
     if data.startswith(MAGIC):
         with Image.open(path) as other:
-            header = header_of(other)
+            header = header_of(other, kind if other.of(kind.header_record) else kind_of(other))
     else:
         header = kind.described(procfs.first_cpu(data.strip()))
     if not isinstance(header, kind.header_record):

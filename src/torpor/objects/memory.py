@@ -99,13 +99,13 @@ class Mm(Record, type=0x0400):
 
 
 def special(mapping: Mapping) -> bool:
-    """Whether a mapping is made by the kernel at execve: vdso, vvar and their like."""
-    return mapping.path.startswith("[v") and mapping.path != "[vsyscall]"
+    """Whether a mapping is made by the kernel at execve: vdso, vvar and their like, and ARM's trampolines for signal handlers."""
+    return mapping.path.startswith(("[v", "[sigpage]")) and not ignored(mapping)
 
 
 def ignored(mapping: Mapping) -> bool:
-    """[vsyscall] is no mapping at all: every process has it, at an address of the kernel's."""
-    return mapping.path == "[vsyscall]"
+    """[vsyscall] of x86 and [vectors] of ARM: every process has them, at an address of the kernel's."""
+    return mapping.path in ("[vsyscall]", "[vectors]")
 
 
 def obstacle(mapping: Mapping, pid: int) -> Obstacle | None:
@@ -448,6 +448,7 @@ def _marks(remote: Remote, mm: Mm, exe: int) -> tuple[str | int, ...]:
         "=11Q", mm.start_code, mm.end_code, mm.start_data, mm.end_data, mm.start_brk, mm.brk, mm.start_stack,
         mm.arg_start, mm.arg_end, mm.env_start, mm.env_end,
     )  # fmt: skip
-    # The pointer in struct prctl_mm_map is as wide as the kernel's, whatever the task's.
-    marks += struct.pack("=QII" if answer.value == 104 else "=III", auxv, len(mm.auxv), exe & 0xFFFFFFFF)
-    return "prctl", PR_SET_MM, PR_SET_MM_MAP, remote.put(marks), answer.value, 0
+    # The pointer in struct prctl_mm_map is as wide as the kernel's, whatever the task's; its length is a multiple of what u64 is
+    # aligned to there.
+    marks += struct.pack("=QII" if libc.WIDE_KERNEL else "=III", auxv, len(mm.auxv), exe & 0xFFFFFFFF)
+    return "prctl", PR_SET_MM, PR_SET_MM_MAP, remote.put(marks.ljust(answer.value, b"\0")), answer.value, 0

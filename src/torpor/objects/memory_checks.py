@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     Nodes = Callable[[int], FileNode]
 
-_SPECIAL_NAMES = ("[vdso]", "[vvar]", "[vvar_vclock]", "[sigpage]", "[vectors]")
+_SPECIAL_NAMES = ("[vdso]", "[vvar]", "[vvar_vclock]", "[sigpage]")
 _MARKS = (
     "start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack", "arg_start", "arg_end", "env_start",
     "env_end",
@@ -87,8 +87,8 @@ def faults(mm: Mm, arch: Arch, base: Mm | None, nodes: Nodes) -> Iterator[str]:
     exe = nodes(mm.exe)
     if not stat.S_ISREG(exe.mode) or exe.kind not in (NAMED, *WITH_CONTENTS):
         yield f"its program {exe.path!r} is no file that can be executed"
-    if sum(m.name == "[vdso]" for m in mm.mappings) != 1:
-        yield "it has no vdso, or more than one"
+    if sum(m.name == arch.code_in for m in mm.mappings) != 1:
+        yield f"it has no {arch.code_in.strip('[]')}, or more than one"
     if _outside(mm.guards, [m for m in mm.mappings if m.kind != SPECIAL]):
         yield "its guard pages are out of order, or lie in no mapping"
     yield from _heritage_faults(mm, base)
@@ -233,10 +233,11 @@ class Here:
         with open("/proc/self/maps", "rb", buffering=0) as file:
             lines = file.readall()
         # Only the lines from the first of them on: there are many mappings, and these are among the last.
-        for line in lines[lines.rfind(b"\n", 0, lines.find(b" [v")) + 1 :].splitlines():
-            if b" [v" in line and not line.endswith(b"[vsyscall]"):
+        first = max(lines.find(b" [sigpage]"), 0) or lines.find(b" [v")
+        for line in lines[lines.rfind(b"\n", 0, first) + 1 :].splitlines():
+            name = line[line.rindex(b"[") :].decode() if b" [" in line else ""
+            if name in _SPECIAL_NAMES:
                 start, end = (int(word, 16) for word in line.split(b" ", 1)[0].split(b"-"))
-                name = line[line.rindex(b"[") :].decode()
                 found.append((name, end - start))
                 if name == "[vdso]":
                     build = elf.build_id(ctypes.string_at(start, end - start))

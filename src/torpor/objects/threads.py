@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 FIFO, RR = 1, 2
 SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
-STACKS = {8: struct.Struct("=QI4xQ"), 4: struct.Struct("=3I")}
-"""stack_t by the bytes of a word: address, flags, length (sigaltstack(2))."""
 NR_CPUS = 8192
 """No kernel is built for more processors."""
 _POLICIES = {0: "OTHER", 1: "FIFO", 2: "RR", 3: "BATCH", 5: "IDLE", 6: "DEADLINE", 7: "EXT"}
@@ -89,6 +87,10 @@ class Thread(Record, type=0x0210):
     left: int = u64("ns that were left of that call, 2^62 when it has no relative limit", check=in_range(0, 1 << 62), default=0)
 
 
+_STACK = {4: struct.Struct("=III"), 8: struct.Struct("=QI4xQ")}
+"""By word size: stack_t (sigaltstack(2)), with address, flags, length."""
+
+
 class Inside:
     """What only the thread itself can tell."""
 
@@ -118,7 +120,7 @@ def ask(remote: Remote) -> Generator[Calls, list[int], Inside]:
     found = Inside()
     if results[0] == 0:
         found.clear_child_tid = int.from_bytes(data[: libc.WORD], sys.byteorder) & ((1 << 8 * word) - 1)
-    found.stack = STACKS[word].unpack_from(data, 8)
+    found.stack = _STACK[word].unpack_from(data, 8)
     (found.death_signal,) = struct.unpack_from("=I", data, 40)
     found.securebits, found.timer_slack = max(results[3], 0), max(results[4], 0)
     if results[5] == 0:
@@ -242,7 +244,7 @@ def attach_calls(record: Thread, remote: Remote) -> Calls:
         calls.append(("rseq", record.rseq, record.rseq_length, 0, record.rseq_signature))
     # SS_ONSTACK is the kernel's answer to "are you on it now?"; it follows from the stack pointer.
     flags = record.stack_flags & ~SS_ONSTACK
-    calls.append(("sigaltstack", remote.put(STACKS[arch.word].pack(record.stack, flags, record.stack_length)), 0))
+    calls.append(("sigaltstack", remote.put(_STACK[arch.word].pack(record.stack, flags, record.stack_length)), 0))
     if record.timer_slack:
         calls.append(("prctl", PR_SET_TIMERSLACK, record.timer_slack))
     return calls

@@ -19,7 +19,7 @@ from torpor.linux import procfs, ptrace, sched
 from torpor.linux.signals import Changes
 from torpor.tasks import interrupted
 from torpor.tasks.phase import FROZEN, NONE, STOPPING, THAWED, enter_phase
-from torpor.tasks.remote import find_padding
+from torpor.tasks.remote import Busy, find_padding
 from torpor.tasks.task import Process, Thread
 
 TYPE_CHECKING = False
@@ -37,6 +37,10 @@ PATIENCE = 10.0
 
 CLOCK_TRIES = 6
 """How often at most a thread that is reading a clock is let go for a moment. A reading takes some 50 ns, so that once is enough."""
+
+
+MIDWAY_TRIES = 1000
+"""How often at most a thread is let go that has not yet come back into its call: until it is given a processor."""
 
 
 class FrozenThread(Thread):
@@ -73,9 +77,14 @@ class FrozenThread(Thread):
         of a clock that jumps. A 32-bit thread makes its calls there, too, and is in none of them unless it is in a call.
         """
         process = self.process
-        inside = process.vdso <= self.regs[process.arch.ip] < process.padding
+        inside = self.regs[process.arch.ip] in process.vdso
         running = not self.stopped_by and self.issued_again < 0 and process.arch.pending_call(self.regs) is None
         return inside and running
+
+    def midway(self) -> bool:
+        """Whether only the kernel knows where it goes on."""
+        mem = self.process.mem
+        return self.process.arch.midway(self.regs, lambda address, length: os.pread(mem, length, address))
 
 
 class FrozenProcess(Process):
@@ -87,8 +96,8 @@ class FrozenProcess(Process):
     """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
     padding: int
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
-    vdso: int
-    """Where its vdso begins, or 0."""
+    vdso: range
+    """Where its vdso lies, without torpor's code; empty if it has none."""
 
     def __init__(self, pid: int, parent: FrozenProcess | None) -> None:
         self.status = procfs.status(pid)
@@ -221,6 +230,12 @@ class FrozenTree:
                 return None
             thread = FrozenThread(process, tid, signal, seen)
             places.append(thread.regs[process.arch.ip])
+            if thread.reads_clock() and thread.midway():
+                if len(places) > MIDWAY_TRIES:
+                    raise Busy(Obstacle(f"thread {tid}", "it is just going back into a call", "try again", pid=process.pid))
+                ptrace.cont(tid)
+                time.sleep(1e-4)
+                continue
             # A thread that does nothing else is found again and again where the counter is read: there it does no harm,
             # for what is read is checked afterwards.
             same = len(places) > 2 and len(set(places[-3:])) == 1
@@ -296,14 +311,15 @@ def _stopped(tree: FrozenTree, pid: int, parent: FrozenProcess | None) -> Frozen
             time.sleep(0.0002)
 
 
-def padding_of(process: FrozenProcess) -> tuple[int, int]:
-    """The padding of a process's vdso and where that begins; 0 if it has none that would do (preflight will say so)."""
+def padding_of(process: FrozenProcess) -> tuple[int, range]:
+    """Where torpor's code can lie, 0 if nowhere (preflight will say so); and the vdso without it."""
     mappings = procfs.maps(process.pid)
     try:
         padding = find_padding(process, mappings)
     except Unsupported:
-        return 0, 0
-    return padding, next(mapping.start for mapping in mappings if mapping.path == "[vdso]")
+        return 0, range(0)
+    vdso = next((range(mapping.start, mapping.end) for mapping in mappings if mapping.path == "[vdso]"), range(0))
+    return padding, range(vdso.start, padding) if padding in vdso else vdso
 
 
 def freeze(root: int, absent: Mapping[int, int]) -> FrozenTree:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from torpor.tasks.freeze import FrozenThread
 
 ENDED_BY_ANY_STOP = frozenset(
-    "epoll_wait epoll_pwait epoll_pwait2 rt_sigtimedwait rt_sigtimedwait_time32 semop semtimedop msgrcv msgsnd ipc "
-    "io_getevents io_getevents_time32 io_pgetevents read write recvfrom recvmsg recvmmsg recvmmsg_time32 sendto sendmsg "
-    "accept accept4 connect".split()
+    "epoll_wait epoll_pwait epoll_pwait2 rt_sigtimedwait rt_sigtimedwait_time32 semop semtimedop semtimedop_time32 msgrcv msgsnd "
+    "ipc io_getevents io_getevents_time32 io_pgetevents read write recv recvfrom recvmsg recvmmsg recvmmsg_time32 send sendto "
+    "sendmsg accept accept4 connect".split()
 )
 """Reads, writes and socket calls are among them when the socket has a timeout (SO_RCVTIMEO, SO_SNDTIMEO)."""
 

@@ -1,9 +1,9 @@
 """System calls made by a stopped thread on torpor's behalf, in a way that a `kill -9` of torpor cannot hurt.
 
 The architecture's code (arch/*/code*.S) is put where nothing else looks: into the zero padding behind the section headers
-of the task's own vdso, through /proc/PID/mem; that page is copied on write and inert until a register points into it. Beside it
-lies, as data, every register to be put back. Writing the instruction pointer is the one commit point: from there on the code,
-running free, always ends by itself in the registers, flags and signal mask the thread had.
+of the task's own vdso (or elsewhere in what the kernel maps), through /proc/PID/mem; that page is copied on write and inert until
+a register points into it. Beside it lies, as data, every register to be put back. Writing the instruction pointer is the one
+commit point: from there on the code, running free, always ends by itself in the registers, flags and signal mask the thread had.
 
 For torpor the code stops by sending the thread a signal that is ignored by default: a stop for a tracer, nothing for a task that
 has none. Where every such signal is caught or pending, it stops at system calls instead (PTRACE_SYSCALL), more slowly.
@@ -65,39 +65,55 @@ def quiet_signal(status: Status) -> int:
 
 
 def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
-    """Where torpor's code can lie in a process: the address behind the vdso's section headers (elf(5)).
+    """Where torpor's code can lie in a process: the address behind the vdso's section headers (elf(5)), as a rule.
 
-    Raises Unsupported when the process has no vdso or no room in it.
+    If there is no room for slots, too, it lies over these headers, which only debuggers read. Raises Unsupported when the
+    process has no vdso, or no room in it.
     """
+    place, offset = process.arch.code_in, process.arch.code_offset
     for mapping in mappings:
-        if mapping.path == "[vdso]":
-            wide = process.arch.word == 8
+        if mapping.path == place:
+            if offset:
+                return mapping.start + offset
             head = os.pread(process.mem, 64, mapping.start)
             if len(head) < 64:
                 raise ProcessLookupError(3, f"process {process.pid} is ending: its memory is gone")
-            (table,) = struct.unpack_from("=Q" if wide else "=I", head, 40 if wide else 32)
-            size, count = struct.unpack_from("=HH", head, 58 if wide else 46)
-            start: int = mapping.start + (table + size * count + 15 & ~15)
-            if start + len(process.arch.code) <= mapping.end:
-                return start
+            places = [_headers_end(process, head)]
             if process.arch.code_behind_segments:
-                start = mapping.start + (_loaded(process, mapping.start, head) + 15 & ~15)
-                if start + len(process.arch.code) <= mapping.end:
-                    return start
+                places.append(_loaded(process, mapping.start, head))
+            length = len(process.arch.code)
+            for needed in (length + process.arch.slot_size * process.arch.slot_count, length):
+                for behind in places:
+                    start = mapping.start + (behind + 15 & ~15)
+                    if start + needed <= mapping.end:
+                        return start
             raise Unsupported(Obstacle("vdso", "there is no room behind its section headers", pid=process.pid))
+    if offset:
+        raise Unsupported(Obstacle(place, "the process has none", "start it on a kernel that gives it one", pid=process.pid))
     raise Unsupported(
         Obstacle("vdso", "the process has none", "start it without removing the vdso (vdso=0 on the kernel's command line)",
                  pid=process.pid)
     )  # fmt: skip
 
 
+def _headers_end(process: Process, head: bytes) -> int:
+    """Where the section headers of the vdso end whose ELF header is in `head` (elf(5))."""
+    wide = process.arch.word == 8
+    (table,) = struct.unpack_from("=Q" if wide else "=I", head, 40 if wide else 32)
+    size, count = struct.unpack_from("=HH", head, 58 if wide else 46)
+    end: int = table + size * count
+    return end
+
+
 def _loaded(process: Process, start: int, head: bytes) -> int:
-    """Where the loaded segments of the vdso at `start` end, whose 64-bit ELF header is `head` (elf(5))."""
-    (table,) = struct.unpack_from("=Q", head, 32)
-    size, count = struct.unpack_from("=HH", head, 54)
+    """Where the loaded segments of the vdso at `start` end, whose ELF header is in `head` (elf(5))."""
+    wide = process.arch.word == 8
+    (table,) = struct.unpack_from("=Q" if wide else "=I", head, 32 if wide else 28)
+    size, count = struct.unpack_from("=HH", head, 54 if wide else 42)
+    segment = struct.Struct("=I4xQ16xQ" if wide else "=II8xI")
     end = 64
     for at in range(start + table, start + table + size * count, size):
-        kind, offset, length = struct.unpack("=I4xQ16xQ", os.pread(process.mem, 40, at))
+        kind, offset, length = segment.unpack(os.pread(process.mem, segment.size, at))
         if kind == 1:  # PT_LOAD
             end = max(end, offset + length)
     return end
@@ -106,21 +122,29 @@ def _loaded(process: Process, start: int, head: bytes) -> int:
 def take_code_away(process: Process, padding: int) -> None:
     """Make padding of what torpor's code lay in, when all threads have their own registers back."""
     length = len(process.arch.code)
-    os.pwrite(process.mem, _former(process, padding, length) if process.arch.code_behind_segments else bytes(length), padding)
+    os.pwrite(process.mem, _former(process, padding, length), padding)
 
 
 def _former(process: Process, padding: int, length: int) -> bytes:
-    """What the kernel had put where torpor's code lies: torpor's own vdso is like the task's, or else it was for debuggers only."""
+    """What the kernel had put where torpor's code lies.
+
+    Zeros; in a page of its own the word that stands in front, too; or torpor's own vdso is like the task's, or else it was for
+    debuggers only.
+    """
+    if process.arch.code_offset:
+        return (os.pread(process.mem, 4, padding - 4) * (length // 4 + 1))[:length]
+    if not process.arch.code_behind_segments:
+        return bytes(length)
+    start = padding & -PAGE
+    while (head := os.pread(process.mem, 64, start))[:4] != b"\x7fELF":
+        start -= PAGE
+    if padding - start >= _headers_end(process, head):
+        return bytes(length)
     own = next((mapping for mapping in procfs.maps(os.getpid()) if mapping.path == "[vdso]"), None)
-    if own is not None:
-        there = ctypes.string_at(own.start, own.end - own.start)
-        start = padding & -PAGE
-        while start > 0 and padding - start < len(there):
-            head = os.pread(process.mem, 64, start)
-            if head == there[:64]:
-                return there[padding - start : padding - start + length].ljust(length, b"\0")
-            start -= PAGE
-    return bytes(length)
+    there = ctypes.string_at(own.start, own.end - own.start) if own else b""
+    if head != there[:64]:
+        return bytes(length)
+    return there[padding - start : padding - start + length].ljust(length, b"\0")
 
 
 def find_hole(mappings: Sequence[Mapping], length: int, limit: int) -> int:
@@ -147,7 +171,8 @@ def being_left(process: FrozenProcess, padding: int) -> bool:
     if any(padding <= thread.regs[a.ip] < padding + length for thread in process.threads):
         return True
     _, end = slots_at(process, padding)
-    if not any(os.pread(process.mem, end - padding, padding)):
+    there = os.pread(process.mem, end - padding, padding)
+    if not any(there) or (a.code_offset and there == _former(process, padding, end - padding)):
         return False
     for thread in process.threads:
         try:
@@ -246,11 +271,41 @@ class Remote:
 
     def _give_back(self) -> None:
         """Mask first, then the registers: with these the thread is itself again, and needs no healing any more."""
+        if not self.signal:
+            self._leave_call()
         if self._dropped:
             self.arch.registers.give_dropped(self.thread.tid, self._dropped)
+        write = self.arch.registers.write_general
+        if self.arch.resumes_at_end(self.thread.regs):
+            self._come_to_end()
+            write = self.arch.write_at_end
         ptrace.set_signal_mask(self.thread.tid, self.thread.mask)
-        self.arch.registers.write_general(self.thread.tid, self.thread.regs)
+        write(self.thread.tid, self.thread.regs)
         enter_phase(INJECTED)
+
+    def _leave_call(self) -> None:
+        """On from the end of a call to where the kernel looks for signals; the thread executes nothing on its way.
+
+        Not every kernel takes a word before that on which call is to be made again, or that none is.
+        """
+        tid = self.thread.tid
+        ptrace.interrupt(tid)
+        ptrace.cont(tid)
+        while (status := ptrace.wait(tid)) is not None and os.WIFSTOPPED(status):
+            if status >> 16 == ptrace.EVENT_STOP:
+                return
+            self.suppressed.append(status >> 8 & 0xFF)
+            ptrace.cont(tid)
+        raise ProcessLookupError(3, f"process {self.thread.process.pid} was killed meanwhile")
+    def _come_to_end(self) -> None:
+        """Bring the thread to the end of a call that does nothing, a notification without signal. From there it would heal, too."""
+        signal, self.signal = self.signal, 0
+        self.thread.process.lent_to = None  # with the other signal
+        self.prepare()
+        self._base = dict(self.thread.regs)
+        self._enter("leave")
+        self.signal = signal
+        self.thread.process.lent_to = None
 
     # -- calls
 
@@ -375,9 +430,7 @@ class Remote:
             go_on(tid)
 
     def execute(self, code: bytes, registers: Mapping_[str, int]) -> None:
-        """Run machine code that ends in a system call, in the place of torpor's own, which `prepare` puts back.
-
-        Not in a breakpoint: where the program ignores or blocks SIGTRAP, the kernel would take that back to end it.
+        """Run machine code that ends in a breakpoint, in the place of torpor's own, which `prepare` puts back.
 
         Only for a task in the making: were torpor to die, the task would die with it. Raises OSError (EFAULT) when the code faults.
         """
@@ -386,20 +439,16 @@ class Remote:
         process.lent_to = None
         os.pwrite(process.mem, code, self.code_at)
         self.arch.registers.write_general(tid, {**self.arch.entered(self._base, self.code_at), **registers})
-        ptrace.cont_to_syscall(tid)
+        ptrace.cont(tid)
         while True:
             status = ptrace.wait(tid)
             if status is None or not os.WIFSTOPPED(status):
                 raise ProcessLookupError(3, f"process {process.pid} was killed meanwhile")
-            if status >> 16 == ptrace.EVENT_STOP:
+            if status >> 8 == _SIGTRAP:
                 return
             if status >> 8 & 0xFF in _FAULTS:
                 raise OSError(14, f"process {process.pid}: signal {status >> 8} in code of torpor's")
-            if status >> 8 == _SYSCALL_STOP:
-                ptrace.interrupt(tid)  # then it stops where the kernel restarts calls
-                ptrace.cont(tid)
-            else:
-                ptrace.cont_to_syscall(tid)
+            ptrace.cont(tid)
 
     def begin(self, call: Call) -> None:
         """Have the thread ready to make one call as soon as it is continued."""

@@ -11,7 +11,7 @@ import errno
 import struct
 
 from torpor.arch.arm64 import cpu
-from torpor.arch.arm64.rules import NONE, RULES
+from torpor.arch.arm64.rules import RULES
 from torpor.arch.arm64.state import (
     STATE_OF,
     Arm64AddressKeys,
@@ -23,8 +23,8 @@ from torpor.arch.arm64.state import (
     Arm64Tls,
     Arm64Vector,
 )
-from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK
 from torpor.arch.masks import in_order, mask_of
+from torpor.arch.rewinding import NONE, General
 from torpor.arch.rules import CALL_LIMIT, Facts, asks_again, faults
 from torpor.errors import Obstacle, Unsupported
 from torpor.linux import ptrace
@@ -32,30 +32,24 @@ from torpor.linux import ptrace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
 
-    from torpor.arch.contract import Room, Seen
+    from torpor.arch.contract import Room
     from torpor.image.record import Record
 
 # elf.h
-NT_PRSTATUS, NT_PRFPREG = 1, 2
+NT_PRFPREG = 2
 NT_ARM_TLS, NT_ARM_HW_BREAK, NT_ARM_HW_WATCH, NT_ARM_SYSTEM_CALL, NT_ARM_SVE = 0x401, 0x402, 0x403, 0x404, 0x405
 NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_TAGGED_ADDR_CTRL, NT_ARM_PAC_ENABLED_KEYS = 0x407, 0x408, 0x409, 0x40A
 NT_ARM_SSVE, NT_ARM_ZA = 0x40B, 0x40C
 
-GENERAL = struct.Struct("=34Q")
 VECTOR = struct.Struct("=512sII8x")
 """struct user_fpsimd_state: v0 to v31, fpsr, fpcr."""
 _SVE_HEADER = struct.Struct("=IIHHHH")  # size, max_size, vl, max_vl, flags
 _SVE_LIVE, _SVE_INHERIT_SHIFT = 1, 1  # flags: the registers are those of SVE; then PR_SVE_VL_INHERIT, PR_SVE_SET_VL_ONEXEC
 _BREAK_ENTRY = struct.Struct("=QI4x")  # address, control; behind 8 bytes of what the hardware is
 
-NAMES = tuple(field.name for field in Arm64General.declared)
-KEPT = NAMES[:34]
-"""Those that the kernel has: x0 to x30, sp, pc, pstate."""
-INSTRUCTION = 4
-"""Bytes of every instruction."""
-RESTART_SYSCALL = 128
+GENERAL = General([field.name for field in Arm64General.declared][:34], ip="pc", sp="sp", result="x0", number="x8")
+"""x0 to x30, sp, pc, pstate."""
 ALL_KEYS = 15
 _ABSENT = (errno.ENODEV, errno.EINVAL)
 
@@ -80,25 +74,9 @@ class Arm64Registers:
 
     # General registers.
 
-    def read_general(self, tid: int) -> dict[str, int]:
-        """The general registers by name; that the thread is in a call is not among what they tell (`Arm64.looked_at`)."""
-        values = GENERAL.unpack(ptrace.get_regset(tid, NT_PRSTATUS))
-        return dict(zip(NAMES, (*values, values[0], NONE), strict=True))
-
-    def write_general(self, tid: int, regs: Mapping[str, int]) -> None:
-        """Set the general registers, with which an interrupted call is made again: the kernel will not do it any more."""
-        data = GENERAL.pack(*[regs[name] for name in KEPT])
-        if regs["syscallno"] != NONE:
-            data = GENERAL.pack(*[again(regs)[name] for name in KEPT])
-        ptrace.set_regset(tid, NT_PRSTATUS, data)
-
-    def restart_ended(self, tid: int, calls: AbstractSet[int], seen: Seen | None) -> None:
-        """Where a stop has ended one of `calls` with EINTR, let the thread make it again; `seen` has the argument that is lost."""
-        if seen is None or seen[0] not in calls:
-            return
-        regs = self.read_general(tid)
-        if regs["x0"] == NONE + 1 - EINTR and regs["pc"] == seen[3] and regs["sp"] == seen[2]:
-            self.write_general(tid, {**regs, "x0": seen[1][0], "pc": regs["pc"] - INSTRUCTION})
+    read_general = staticmethod(GENERAL.read)
+    write_general = staticmethod(GENERAL.write)
+    restart_ended = staticmethod(GENERAL.restart_ended)
 
     def general_record(self, regs: Mapping[str, int]) -> Arm64General:
         """The record of these general registers; a call that no kernel knows, as programs make them, is none."""
@@ -108,7 +86,7 @@ class Arm64Registers:
 
     def general_dict(self, record: Record) -> dict[str, int]:
         """The general registers in a record."""
-        return {name: getattr(record, name) for name in NAMES}
+        return {name: getattr(record, name) for name in GENERAL.every}
 
     # All of them.
 
@@ -216,18 +194,6 @@ class Arm64Registers:
         facts = Facts(user_limit, is_executable, syscall_before)
         facts.word, facts.ip, facts.call = 8, records[0].pc, records[0].syscallno
         return [fault for record in records for fault in faults(record, RULES[type(record)], facts)]
-
-
-def again(regs: Mapping[str, int]) -> Mapping[str, int]:
-    """What an interrupted call leaves behind when it is to be made again: by its number, or by restart_syscall(2).
-
-    Source: arch/arm64/kernel/signal.c, do_signal() and setup_restart_syscall(), which leaves its number in x8.
-    """
-    error = NONE + 1 - regs["x0"]
-    if not asks_again(regs["x0"], 8):
-        return regs
-    number = RESTART_SYSCALL if error == ERESTART_RESTARTBLOCK else regs["syscallno"]
-    return {**regs, "x0": regs["orig_x0"], "x8": number, "pc": regs["pc"] - INSTRUCTION}
 
 
 def _unsaved(tid: int) -> str:

@@ -19,14 +19,12 @@ from torpor.arch.arm64.state import (
     Arm64Tls,
     Arm64Vector,
 )
+from torpor.arch.rewinding import NONE
 from torpor.arch.rules import call, executable, numbers, result, row, stack, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from torpor.arch.rules import Facts, Rules
-
-NONE = (1 << 64) - 1
-"""In syscallno: no call."""
 
 PSTATE = 0xF300_1C00
 """N Z C V, TCO, DIT, SSBS and BTYPE: what a program can have, in the mode of programs (EL0t, which is 0)."""

@@ -68,9 +68,9 @@ USUAL_PRIORITY = 3 << PRIORITY_SHIFT
 USUAL_KEY_RIGHTS = 0x3FFF_FFFF_FFFF_FFFF
 _MSR_LE, _MSR_TRANSACTION, _MSR_FE0, _MSR_FE1 = 1, 3 << 33, 0x800, 0x100
 _ABSENT = (errno.ENODEV, errno.EINVAL, errno.EIO, errno.ENODATA)
-_TOUCH = {"altivec": 0x1000_0484, "vsx": 0xF000_0490, "": 0x4400_0002}
-"""vor 0, 0, 0; xxlor 0, 0, 0; sc."""
-_RESTART_SYSCALL, _GETPID = 0, 20
+_TOUCH = {"altivec": 0x1000_0484, "vsx": 0xF000_0490, "": 0x7FE0_0008}
+"""vor 0, 0, 0; xxlor 0, 0, 0; trap."""
+_RESTART_SYSCALL = 0
 
 _ptrace = libc.function("ptrace", ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 _block = ctypes.create_string_buffer(512)
@@ -284,7 +284,7 @@ class PowerRegisters:
         wanted = {PowerAltivec: "altivec", PowerVsx: "vsx"}
         touched = [wanted[type(record)] for record in records if type(record) in wanted]
         code = b"".join(struct.pack("=I", _TOUCH[name]) for name in [*touched, ""])
-        return Room(code, b"", "r3", {"r0": _GETPID}) if touched else None
+        return Room(code, b"", "r3", {}) if touched else None
 
     def dropped_by_calls(self, tid: int) -> bytes:
         """Nothing: a system call keeps all registers but those that it is said to change."""

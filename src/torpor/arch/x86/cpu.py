@@ -145,9 +145,10 @@ def verdict(header: X86Header, used: int, *, here: Sequence[str], cpu: str = "sa
 def user_limit_32() -> int:
     """The first address that no 32-bit program can use: a 32-bit kernel keeps a part for itself (CONFIG_VMSPLIT_*).
 
-    Its programs' stacks end at most 8 MiB below, as torpor's own does (arch/x86/mm/mmap.c).
+    Its programs' stacks end at most 8 MiB below, as torpor's own does (arch/x86/mm/mmap.c). On a machine of another family, where
+    images are only looked at, it is that of a 64-bit kernel.
     """
-    if os.uname().machine == "x86_64":
+    if os.uname().machine not in ("i386", "i486", "i586", "i686"):
         return 0xFFFFE000
     stack = max(mapping.end for mapping in procfs.maps(os.getpid()) if mapping.path == "[stack]")
     return min(limit for limit in (0x40000000, 0x78000000, 0x80000000, 0xB0000000, 0xC0000000) if limit >= stack)

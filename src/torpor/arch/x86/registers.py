@@ -242,7 +242,7 @@ class X86Registers:
         if not tiles:
             return None
         a, d, di = ("rax", "rdx", "rdi") if self.word == 8 else ("eax", "edx", "edi")
-        return Room(XRSTOR[self.word], xstate.encode(tiles, cpu.host().layout), di, {a: TILES, d: 0})
+        return Room(XRSTOR, xstate.encode(tiles, cpu.host().layout), di, {a: TILES, d: 0})
 
     def dropped_by_calls(self, tid: int) -> bytes:
         """Nothing: a system call keeps all registers but those that it is said to change."""
@@ -321,8 +321,8 @@ REGISTERS_32 = X86Registers(4, X86General32)
 
 TILES = 1 << STATE_OF[X86TileData].component
 """In XCR0: the one component that a process must ask for (arch/x86/kernel/fpu/xstate.h, XFEATURE_MASK_USER_DYNAMIC)."""
-XRSTOR = {8: bytes.fromhex("0fae2f 0f05"), 4: bytes.fromhex("0fae2f cd80")}
-"""xrstor [rdi]; syscall, or xrstor [edi]; int 0x80: by the bytes of a word."""
+XRSTOR = bytes.fromhex("0fae2f cc")
+"""xrstor [rdi] or [edi]; int3"""
 
 
 def _numbering() -> Numbering:
