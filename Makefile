@@ -30,7 +30,9 @@ TEST_PACKAGES += qemu-system-x86 qemu-system-arm gcc-aarch64-linux-gnu libc6-dev
 TEST_PACKAGES += gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
 TEST_PACKAGES += qemu-system-misc gcc-riscv64-linux-gnu libc6-dev-riscv64-cross
 TEST_PACKAGES += gcc-s390x-linux-gnu libc6-dev-s390x-cross
-OTHER_MACHINES := qemu-system-ppc
+TEST_PACKAGES += qemu-system-ppc gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross gcc-powerpc64-linux-gnu libc6-dev-ppc64-cross
+TEST_PACKAGES += gcc-powerpc-linux-gnu libc6-dev-powerpc-cross
+OTHER_MACHINES :=
 endif
 
 # The interpreter: Debian's own before any other, because tests and demo also run as users who may not enter the home

@@ -13,11 +13,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 ARCH = Path(__file__).resolve().parent.parent / "src" / "torpor" / "arch"
 SOURCES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "x86": {"CODE_64": ("code64.S", ["--64"]), "CODE_32": ("code32.S", ["--32"])},
     "arm64": {"CODE_64": ("code64.S", [])},
+    "powerpc": {
+        "CODE_64LE": ("code64.S", ["-a64", "-mlittle"]),
+        "CODE_64": ("code64.S", ["-a64", "-mbig"]),
+        "CODE_32": ("code32.S", ["-a32", "-mbig"]),
+    },
     "riscv64": {"CODE_64": ("code64.S", ["-march=rv64imac"])},
     "s390x": {"CODE_64": ("code64.S", ["-march=z10"])},
     "arm": {"CODE_32": ("code32.S", [])},
@@ -28,7 +34,10 @@ TRIPLETS = {
     "arm": "arm-linux-gnueabihf",
     "riscv64": "riscv64-linux-gnu",
     "s390x": "s390x-linux-gnu",
+    "powerpc": "powerpc64le-linux-gnu",
 }
+WIDTHS = {"R_386_32": 4, "R_PPC_ADDR32": 4, "R_PPC64_ADDR64": 8}
+"""Relocations that are absolute addresses, and their bytes."""
 
 LINKED = ("riscv64",)
 """Where the assembler leaves it to the linker to put in even the distances within a section."""
@@ -40,8 +49,8 @@ def tool(family: str, name: str) -> str | None:
     return shutil.which(f"{triplet}-{name}") or (shutil.which(name) if triplet.startswith(platform.machine()) else None)
 
 
-def assemble(family: str, source: Path, options: list[str]) -> tuple[bytes, dict[str, int], list[tuple[int, str]]]:
-    """The bytes of the source's text section, its symbols' offsets, and (offset, base) of each 32-bit absolute address."""
+def assemble(family: str, source: Path, options: list[str]) -> tuple[bytes, dict[str, int], list[tuple[int, int, str]]]:
+    """The bytes of the source's text section, its symbols' offsets, and (offset, width, base) of each absolute address."""
 
     def run(name: str, *words: str) -> str:
         program = tool(family, name)
@@ -57,13 +66,16 @@ def assemble(family: str, source: Path, options: list[str]) -> tuple[bytes, dict
             run("ld", "-e", "0", "-Ttext", "0x10000", "-o", linked, obj)
             obj, relocations = linked, ""
         run("objcopy", "-O", "binary", "-j", ".text", obj, raw)
-        code = Path(raw).read_bytes()
+        code = bytearray(Path(raw).read_bytes())
     symbols = {m[2]: int(m[1], 16) for m in re.finditer(r"^([0-9a-f]+) \w (\w+)$", names, re.M)}
     fixups = []
-    for where, kind, base in re.findall(r"^([0-9a-f]+) (\S+)\s+(\S+)$", relocations, re.M):
-        assert kind == "R_386_32", f"{source.name}: relocation {kind} is not expected"
-        fixups.append((int(where, 16), {".text": "code", "work": "work"}[base]))
-    return code, dict(sorted(symbols.items(), key=lambda s: s[1])), fixups
+    order: Literal["big", "little"] = "big" if "-mbig" in options else "little"
+    for where, kind, base, addend in re.findall(r"^([0-9a-f]+) (\S+)\s+(\S+?)(?:\+0x([0-9a-f]+))?$", relocations, re.M):
+        at, width = int(where, 16), WIDTHS[kind]
+        if addend:  # in the relocation, and not where it belongs (elf(5), Rela)
+            code[at : at + width] = int(addend, 16).to_bytes(width, order)
+        fixups.append((at, width, {".text": "code", "work": "work"}[base]))
+    return bytes(code), dict(sorted(symbols.items(), key=lambda s: s[1])), fixups
 
 
 def render(family: str) -> str:
@@ -80,11 +92,13 @@ def render(family: str) -> str:
         lines += ["    ),", "    {"]
         lines += [f'        "{symbol}": {offset},' for symbol, offset in symbols.items()]
         lines += ["    },", "    ["]
-        lines += [f'        ({where}, "{base}"),' for where, base in fixups]
+        lines += [f'        ({where}, {width}, "{base}"),' for where, width, base in fixups]
         lines += ["    ],", ")"]
         if not fixups:
             del lines[-3:-1]
             lines.insert(-1, "    [],")
+        if "-mbig" in options:
+            lines.insert(-1, '    "big",')
     return "\n".join(lines) + "\n"
 
 

@@ -281,7 +281,8 @@ class _Checkpoint:
         record.files, record.fs = saving.known(("files", process.pid)), saving.known(("fs", process.pid))
         record.dumpable, record.subreaper = mine.process.dumpable, mine.process.subreaper
         record.thp_disable, record.components = mine.process.thp_disable, mine.process.components
-        record.pending = [signals.unpack_siginfo(info) for info in ptrace.pending_signals(process.leader.tid, shared=True)]
+        pending = ptrace.pending_signals(process.leader.tid, shared=True)
+        record.pending = [signals.unpack_siginfo(info, process.arch) for info in pending]
         record.pending += self.ends_of_absent(process)
         saving.add(record, ("process", process.pid))
         saving.add(timers.Timers(process=number, interval_timers=mine.interval_timers, timers=mine.timers))

@@ -81,7 +81,7 @@ MACHINES = {
             console="ttyAMA0",
             poorer=("cortex-a57", "sve"),
             poorer_for=(64,),
-            call_seconds=10.0,
+            slowness=2.0,
         ),
         Machine(
             name="armhf",
@@ -89,7 +89,7 @@ MACHINES = {
             kernel="linux-image-armmp-lpae",
             qemu=("qemu-system-arm", "-machine", "virt,highmem=off", "-cpu", "cortex-a15"),
             compilers={32: ("arm-linux-gnueabihf-gcc",)},
-            call_seconds=10.0,
+            slowness=2.0,
             modules=("virtio_mmio", "virtio_pci", "9pnet_virtio", "9p"),
             console="ttyAMA0",
             transport="device",
@@ -101,7 +101,7 @@ MACHINES = {
             qemu=("qemu-system-ppc64", "-machine", PSERIES, "-cpu", "power9"),
             compilers={64: ("powerpc64le-linux-gnu-gcc",)},
             console="hvc0",
-            supported=False,
+            memory=2048,  # pages of 64 KiB
         ),
         Machine(
             name="s390x",
@@ -131,7 +131,6 @@ MACHINES = {
             compilers={64: ("powerpc64-linux-gnu-gcc",), 32: ("powerpc-linux-gnu-gcc",)},
             console="hvc0",
             prebuilt=True,
-            supported=False,
         ),
         Machine(
             name="ppc32",

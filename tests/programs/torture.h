@@ -151,7 +151,6 @@ void quiet_begin(void); /* no handler runs in this thread until quiet_end: for b
 void quiet_end(void);
 u64 signal_mask(void);
 void set_signal_mask(u64 mask);
-#define BIT(signal) (1ull << ((signal)-1))
 #define SIG_TICK (SIGRTMIN + 1)	  /* from the POSIX timer */
 #define SIG_QUEUED (SIGRTMIN + 2) /* pending for the process, all the time */
 #define SIG_ORDER (SIGRTMIN + 3)  /* pending twice, in order */

@@ -15,7 +15,7 @@ enum { PLAIN, APPEND, COMMON, COMMON_DUP, DELETED, PIPE_OUT, PIPE_IN, COUNTER, S
 static const char *const names[KINDS] = {"regular file",  "file with O_APPEND", "file with a shared position", "dup of it", "deleted file",
 					 "pipe, read end", "pipe, write end",	"eventfd",		      "eventfd semaphore",
 					 "O_PATH",	  "directory",		"/dev/null"};
-enum { PIPE_SIZE = 16384, FILE_LIMIT = 65536, PIPE_CONTENT = 3000, COUNTER_VALUE = 0x1234567, SEMAPHORE_VALUE = 5, TABLE = 1024 };
+enum { PIPE_SIZE = 4 << 16, FILE_LIMIT = 65536, PIPE_CONTENT = 3000, COUNTER_VALUE = 0x1234567, SEMAPHORE_VALUE = 5, TABLE = 1024 };
 
 static int fds[KINDS];
 static struct { int descriptor_flags, status_flags; dev_t device; ino_t inode; mode_t mode; } known[KINDS];

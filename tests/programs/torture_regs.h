@@ -45,10 +45,19 @@ struct regs_change {
 	u64 expected, got;
 };
 
+/* A set of signals as the kernel takes it: longs, the one with signal 1 first. */
+#if __SIZEOF_LONG__ == 4 && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define BIT(signal) (1ull << (((signal)-1) ^ 32))
+#else
+#define BIT(signal) (1ull << ((signal)-1))
+#endif
+
 #if defined(__x86_64__) || defined(__i386__)
 #include "torture_regs_x86.h"
 #elif defined(__aarch64__)
 #include "torture_regs_arm64.h"
+#elif defined(__powerpc__)
+#include "torture_regs_power.h"
 #elif defined(__riscv) && __riscv_xlen == 64
 #include "torture_regs_riscv64.h"
 #elif defined(__s390x__)

@@ -340,7 +340,7 @@ void signals_init_child(unsigned number)
 void signals_init_thread(void)
 {
 	const bool takes_timers = self->tid == self->pid;
-	const u64 pattern = (u64)(self->index * 37 & 0xff) << 50;
+	const u64 pattern = (self->index * 37 & 0xff) * BIT(51);
 	u64 mask = BIT(SIG_QUEUED) | BIT(SIG_ORDER) | BIT(SIG_THREAD) | BIT(SIG_NEVER) | BIT(SIG_PAUSE) | BIT(SIGUSR2) | pattern;
 	if (self->index % 2)
 		mask |= BIT(SIGTTIN) | BIT(SIGPIPE);

@@ -26,10 +26,16 @@
 struct wide { int64_t seconds, nanoseconds; };
 struct old { long seconds, nanoseconds; };
 
-#ifdef SYS_futex_time64
+#if __SIZEOF_LONG__ == 4
 #define PAIR(name) SYS_##name, SYS_##name##_time64
 #else
 #define PAIR(name) SYS_##name, SYS_##name
+#endif
+
+#if __SIZEOF_LONG__ == 4
+#define SEMTIMEDOP SYS_semtimedop_time64
+#else
+#define SEMTIMEDOP SYS_semtimedop
 #endif
 
 enum request { ASK_PIPE, ASK_EPOLL, ASK_FUTEX, ASK_POLL, ASK_SEMAPHORE, ASK_MESSAGE };
@@ -281,11 +287,7 @@ static void wait_recv(void)
 static void wait_semtimedop(void)
 {
 	struct sembuf down = {1, -1, 0};
-#ifdef SYS_semtimedop_time64
-	const long call = SYS_semtimedop_time64;
-#else
-	const long call = SYS_semtimedop;
-#endif
+	const long call = SEMTIMEDOP;
 	const u64 ns = some_time(), start = monotonic();
 	struct wide limit = {0, (int64_t)ns};
 	check_result("semtimedop", held_call(call, semaphores, (long)&down, 1, (long)&limit, 0, 0), -EAGAIN);
@@ -358,15 +360,12 @@ static void wait_semop(void)
 {
 	struct sembuf down = {0, -1, 0};
 	ask(ASK_SEMAPHORE);
-	check_result("semop", held_call(
 #ifdef SYS_semop
-				      SYS_semop, semaphores, (long)&down, 1, 0, 0, 0
-#elif defined(SYS_semtimedop)
-				      SYS_semtimedop, semaphores, (long)&down, 1, 0, 0, 0
+	const long call = SYS_semop;
 #else
-				      SYS_semtimedop_time64, semaphores, (long)&down, 1, 0, 0, 0
+	const long call = SEMTIMEDOP;
 #endif
-				      ), 0);
+	check_result("semop", held_call(call, semaphores, (long)&down, 1, 0, 0, 0), 0);
 }
 
 static void wait_msgrcv(void)

@@ -7,6 +7,7 @@ checkpoint.
 from __future__ import annotations
 
 import os
+import sys
 
 from torpor.arch.contract import Arch
 from torpor.errors import Obstacle, Unsupported
@@ -14,8 +15,7 @@ from torpor.image.record import LOADERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Literal
-
+    from torpor.arch.contract import Order
     from torpor.image.record import Record
 
 
@@ -40,6 +40,7 @@ class Family:
 FAMILIES = (
     Family("x86", "x86_64 i386 i486 i586 i686", 0x1000, 1, 2),
     Family("arm64", "aarch64", 0x1100, 4),
+    Family("powerpc", "ppc64le ppc64 ppc", 0x1200, 5, 6, 7),
     Family("riscv64", "riscv64", 0x1400, 9),
     Family("s390x", "s390x", 0x1300, 8),
     Family("arm", "armv6l armv7l armv8l aarch64", 0x1500, 3),
@@ -59,7 +60,13 @@ def _load(number: int) -> None:
 LOADERS.append((REGISTERS, _load))
 
 _machine = os.uname().machine
-KINDS: tuple[Arch, ...] = tuple(kind for family in FAMILIES if _machine in family.machines for kind in family.load())
+KINDS: tuple[Arch, ...] = tuple(
+    kind
+    for family in FAMILIES
+    if _machine in family.machines
+    for kind in family.load()
+    if kind.byte_order == sys.byteorder
+)
 """The kinds of task that can run here."""
 
 
@@ -80,19 +87,20 @@ def of_program(pid: int) -> Arch:
     """The kind of task that process `pid` is, by its program's ELF header (elf(5)). Raises Unsupported, OSError."""
     fd = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        head = os.pread(fd, 52, 0)
+        head = os.pread(fd, 64, 0)
     finally:
         os.close(fd)
-    word = {1: 4, 2: 8}.get(head[4] if len(head) == 52 else 0, 0)
-    order: Literal["big", "little"] = "big" if head[5:6] == b"\2" else "little"
+    word = {1: 4, 2: 8}.get(head[4] if len(head) >= 52 else 0, 0)
+    order: Order = "big" if head[5:6] == b"\2" else "little"
     machine, flags = int.from_bytes(head[18:20], order), int.from_bytes(head[48:52] if word == 8 else head[36:40], order)
     for kind in KINDS:
-        if kind.elf_machine == machine and kind.word == word and kind.has_abi(flags):
+        if (kind.elf_machine, kind.word, kind.byte_order) == (machine, word, order) and kind.has_abi(flags):
             return kind
     raise Unsupported(
         Obstacle(
             "program",
-            f"it is of a processor family or ABI that torpor cannot save here (ELF machine {machine}, {8 * word} bit)",
+            f"it is of a processor family or ABI that torpor cannot save here (ELF machine {machine}, {8 * word} bit, "
+            f"flags {flags:#x})",
             pid=pid,
         )
     )

@@ -12,17 +12,18 @@ import struct
 import sys
 
 from torpor.arch.waits import Waits
-from torpor.linux.libc import PAGE
+from torpor.linux.libc import PAGE, WORD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
-    from typing import Protocol
+    from typing import Literal, Protocol
 
     from torpor.image.record import Record
 
     Registers = dict[str, int]
+    Order = Literal["big", "little"]
 
     Seen = tuple[int, tuple[int, ...], int, int]
     """A thread in the kernel as /proc shows it: number and arguments of its call, stack pointer, instruction pointer."""
@@ -63,15 +64,18 @@ if TYPE_CHECKING:
 # include/linux/errno.h: how an interrupted call asks to be restarted. They never reach user space.
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
 EINTR = 4
+_DESCRIPTOR_AT = 0xC0  # in a stub, behind its headers
 
 
 class Code:
     """Machine code that torpor lends to a task: position, variables and absolute addresses are filled in by `placed`."""
 
-    __slots__ = ("_bytes", "_fixups", "_widths", "symbols")
+    __slots__ = ("_bytes", "_fixups", "_order", "_widths", "symbols")
 
-    def __init__(self, code: bytes, symbols: Mapping[str, int], fixups: Sequence[tuple[int, str]]) -> None:
-        self._bytes, self.symbols, self._fixups = code, symbols, fixups
+    def __init__(
+        self, code: bytes, symbols: Mapping[str, int], fixups: Sequence[tuple[int, int, str]], order: Order = sys.byteorder
+    ) -> None:
+        self._bytes, self.symbols, self._fixups, self._order = code, symbols, fixups, order
         ordered = sorted(symbols.values())
         following = dict(itertools.pairwise(ordered))
         self._widths = {name: following.get(at, 0) - at for name, at in symbols.items() if name[:2] in ("v_", "r_")}
@@ -87,13 +91,12 @@ class Code:
     def placed(self, at: int, work: int, values: Mapping[str, int]) -> bytes:
         """The bytes to put at the address `at`, for a work area at `work`, with `values` in the variables."""
         image = bytearray(self._bytes)
-        for where, base in self._fixups:
-            offset = at if base == "code" else work
-            (addend,) = struct.unpack_from("=I", image, where)
-            struct.pack_into("=I", image, where, (addend + offset) & 0xFFFFFFFF)
+        for where, width, base in self._fixups:
+            address = int.from_bytes(image[where : where + width], self._order) + (at if base == "code" else work)
+            image[where : where + width] = (address & ((1 << 8 * width) - 1)).to_bytes(width, self._order)
         for name, value in values.items():
             width = self._widths[name]
-            image[self.symbols[name] : self.symbols[name] + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, sys.byteorder)
+            image[self.symbols[name] : self.symbols[name] + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, self._order)
         return bytes(image)
 
 
@@ -149,8 +152,15 @@ class Arch(Waits):
     header_record: type[Record]
     """... and the class of its record."""
 
+    byte_order: Order = "little"
+    """Of the machines that it runs on."""
+    descriptors = False
+    """Whether in that ABI the address of a function, an entry point too, is that of a descriptor: address, table of contents, 0."""
+
     framed_slots = False
     """Whether all threads share one slot, each with a frame of its own below its stack (tasks/retry.py)."""
+    forgets_argument = False
+    """Whether the kernel makes a call with a restart block again without its first argument, unless `write_general` was there."""
     rewinds = False
     """Whether the kernel moves the registers of an interrupted call back before the stop, and forgets why (`looked_at`)."""
     code_in, code_offset = "[vdso]", 0
@@ -173,7 +183,7 @@ class Arch(Waits):
         return 0
 
     def has_abi(self, flags: int) -> bool:
-        """Whether a program with these e_flags (elf(5)) makes its calls as this kind of task does."""
+        """Whether a program with these e_flags (elf(5)) makes its calls, and has its handlers called, as this kind of task does."""
         return True
 
     def verdict(self, header: Record, used: int, cpu_mode: str, here: Record) -> list[str]:
@@ -227,6 +237,14 @@ class Arch(Waits):
         """
         return regs
 
+    def outcome(self, regs: Registers) -> int:
+        """What a call has given in whose end a thread has stopped, a negative errno when it has failed."""
+        return self.signed(regs[self.result])
+
+    def ended(self, regs: Registers, value: int) -> Registers:
+        """The registers behind the call that they are in, when that has given `value`."""
+        mask = (1 << 8 * self.word) - 1
+        return {**regs, self.result: value & mask, self.number: mask}
     def resumes_at_end(self, regs: Registers) -> bool:
         """Whether a thread gets these registers, of an interrupted call, back in the stop at the end of another call.
 
@@ -291,6 +309,8 @@ class Arch(Waits):
 
     # The kernel's structures whose layout depends on the word size.
 
+    no_reserve = 0x4000
+    """MAP_NORESERVE (mmap(2))."""
     epoll_event = "=I4xQ"
     """struct epoll_event (epoll_ctl(2)): events, data."""
     flock = "=hh4xqqi4x"
@@ -316,6 +336,14 @@ class Arch(Waits):
         words = self.unwords(data)
         return words[0] if self.word == 8 else words[0] | words[1] << 32
 
+    def sigval(self, value: int) -> int:
+        """What a task has put into a union sigval (sigevent(7)), which the kernel shows as a pointer of its own width."""
+        return value >> 32 if self.word < WORD and sys.byteorder == "big" else value
+
+    def mask_value(self, mask: int) -> int:
+        """A set of signals as the value of a variable of the code, which hands it to the kernel."""
+        return int.from_bytes(self.sigset(mask), sys.byteorder)
+
     def mmap_call(self, start: int, length: int, prot: int, flags: int, fd: int, offset: int) -> tuple[str | int, ...]:
         """mmap(2) as (name, arguments...); where a long is too short for the offset the call takes pages."""
         if self.word == 8:
@@ -329,7 +357,9 @@ class Arch(Waits):
         """
         wide = self.word == 8
         header = 0x100
-        entry = address + header + self.code.symbols["entry"]
+        first = entry = address + header + self.code.symbols["entry"]
+        if self.descriptors:
+            entry = address + _DESCRIPTOR_AT
         ident = b"\x7fELF" + bytes((2 if wide else 1, 1 if sys.byteorder == "little" else 2, 1)) + bytes(9)
         if wide:
             head = struct.pack("=16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, self.elf_flags, 64, 56, 2, 0, 0, 0)
@@ -342,6 +372,7 @@ class Arch(Waits):
         known = {"v_work": work, "v_length": length, **values}
         known = {name: value for name, value in known.items() if name in self.code.variables}
         body = self.code.placed(address + header, work, known)
+        head = head.ljust(_DESCRIPTOR_AT, b"\0") + (self.words(first, 0, 0) if self.descriptors else b"")
         return (head.ljust(header, b"\0") + body).ljust(PAGE, b"\0")
 
     @property

@@ -39,6 +39,11 @@ class IoVec(ctypes.Structure):
 _COMMON = {
     "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435, "close_range": 436, "pidfd_getfd": 438,
 }  # fmt: skip
+_POWERPC = {
+    "clone": 120, "capget": 183, "capset": 184, "get_robust_list": 299, "ioprio_get": 274, "ioprio_set": 273, "kcmp": 354,
+    "prlimit64": 325, "sched_getattr": 356, "sched_setattr": 355, "rt_sigtimedwait": 176, "rt_tgsigqueueinfo": 322,
+    "execveat": 362, "timer_create": 240, "timer_delete": 244, "openat": 286, "pkey_alloc": 384, "pkey_free": 385,
+}  # fmt: skip
 _GENERIC = {
     "clone": 220, "capget": 90, "capset": 91, "get_robust_list": 100, "ioprio_get": 31, "ioprio_set": 30,
     "kcmp": 272, "prlimit64": 261, "sched_getattr": 275, "sched_setattr": 274, "rt_sigtimedwait": 137,
@@ -58,6 +63,10 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
         "rt_tgsigqueueinfo": 335, "arch_prctl": 384, "execveat": 358, "timer_create": 259, "timer_delete": 263,
         "openat": 295,
     },
+    ("ppc64le", 8): _POWERPC,
+    ("ppc64", 8): _POWERPC,
+    ("ppc64", 4): _POWERPC,
+    ("ppc", 4): _POWERPC,
     ("arm", 4): {
         "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 339, "ioprio_get": 315, "ioprio_set": 314,
         "kcmp": 378, "prlimit64": 369, "sched_getattr": 381, "sched_setattr": 380, "rt_sigtimedwait": 177,
@@ -123,6 +132,12 @@ def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
     if result == -1:
         raise failure(f"prctl({option})")
     return result
+
+
+def ioctl_write(kind: str, number: int, size: int) -> int:
+    """The number of an ioctl(2) that hands over `size` bytes: _IOW() of asm/ioctl.h."""
+    write = 4 << 29 if os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha")) else 1 << 30
+    return write | size << 16 | ord(kind) << 8 | number
 
 
 def set_limit(resource: int, soft: int, hard: int) -> None:

@@ -263,7 +263,7 @@ def own_pages(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[Mapping, 
 # --- restart: how it is made again
 
 PROT_READ, PROT_WRITE = 1, 2
-MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_GROWSDOWN, MAP_NORESERVE = 1, 2, 0x20, 0x100, 0x4000
+MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_GROWSDOWN = 1, 2, 0x20, 0x100
 MAP_FIXED_NOREPLACE = 0x100000
 MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
 MREMAP_MAYMOVE_FIXED = 3
@@ -357,7 +357,7 @@ def fill(
         else:
             flags = MAP_FIXED_NOREPLACE | (MAP_SHARED if m.attributes & SHARED else MAP_PRIVATE)
             flags |= MAP_GROWSDOWN if m.attributes & GROWSDOWN else 0
-            flags |= MAP_NORESERVE if m.attributes & NORESERVE else 0
+            flags |= remote.arch.no_reserve if m.attributes & NORESERVE else 0
             flags |= MAP_ANONYMOUS if m.kind != FILE else 0
             fd = descriptors[_descriptor_key(m)] if m.kind == FILE else -1
             calls.append(remote.arch.mmap_call(m.start, length, prot, flags, fd, m.offset))

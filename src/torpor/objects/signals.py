@@ -77,8 +77,8 @@ def layout_of(signal: int, code: int) -> int:
     return POLL if signal == 29 else KILL
 
 
-def unpack_siginfo(info: bytes) -> Queued:
-    """A siginfo_t of 128 bytes as ptrace(2) gives it: in the layout of the tracer, whatever the task is."""
+def unpack_siginfo(info: bytes, arch: Arch) -> Queued:
+    """A siginfo_t of 128 bytes as ptrace(2) gives it of a task of `arch`, in the layout of the tracer."""
     signal, errno, code = struct.unpack_from("=iii", info)
     layout = layout_of(signal, code)
     queued = Queued(signal=signal, layout=layout, errno=errno, code=code)
@@ -93,7 +93,7 @@ def unpack_siginfo(info: bytes) -> Queued:
         if layout == CHILD:
             queued.status, queued.utime, queued.stime = struct.unpack_from("=i4xqq" if wide else "=iii", info, at + 8)
         elif layout in (TIMER, QUEUE):
-            (queued.value,) = struct.unpack_from(f"={word}", info, at + 8)
+            queued.value = arch.sigval(*struct.unpack_from(f"={word}", info, at + 8))
     return queued
 
 

@@ -134,13 +134,14 @@ def describe(thread: FrozenThread, process: int, inside: Inside, registers: int)
     attributes = sched.sched_getattr(tid)
     rseq, rseq_length, rseq_signature = ptrace.rseq_configuration(tid)
     stack, stack_flags, stack_length = inside.stack
+    pending = ptrace.pending_signals(tid, shared=False) if status.pending else []
     return Thread(
         process=process,
         tid=thread.own_tid,
         name=status.name.decode("utf-8", "surrogateescape"),
         registers=registers,
         blocked=thread.mask,
-        pending=[unpack_siginfo(info) for info in ptrace.pending_signals(tid, shared=False)] if status.pending else [],
+        pending=[unpack_siginfo(info, thread.process.arch) for info in pending],
         clear_child_tid=inside.clear_child_tid,
         robust_list=inside.robust[0],
         robust_length=inside.robust[1],

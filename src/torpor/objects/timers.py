@@ -88,7 +88,7 @@ def ask(remote: Remote, pid: int) -> Generator[Calls, list[int], tuple[list[Inte
                 notify=notify,
                 signal=timer.signal,
                 thread=timer.tid if timer.to_thread else 0,
-                value=timer.sigval,
+                value=arch.sigval(timer.sigval),
                 left=numbers[2] * NSEC + numbers[3],
                 interval=numbers[0] * NSEC + numbers[1],
             )

@@ -287,10 +287,11 @@ class FrozenTree:
                 signal = status >> 8 & 0xFF
                 return (signal if signal in STOP_SIGNALS else 0), seen
             else:
-                # A signal was about to be delivered: deliver it, or it is lost. That stop has used our interrupt up: ask again.
-                ptrace.cont(tid, 0 if status >> 16 else status >> 8 & 0xFF)
+                # A signal was about to be delivered: deliver it, or it is lost. That stop has used our interrupt up: ask again,
+                # and first, for a signal without a handler is to leave an interrupted call as the kernel has interrupted it.
                 seen = None
                 _ignoring_gone(ptrace.interrupt, tid)
+                _ignoring_gone(ptrace.cont, tid, 0 if status >> 16 else status >> 8 & 0xFF)
 
 
 def _seen(process: FrozenProcess, tid: int) -> Seen | None:

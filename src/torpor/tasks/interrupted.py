@@ -50,7 +50,7 @@ def settle(thread: FrozenThread) -> None:
         thread.regs = kind.again(thread.regs)
         thread.issued_again = number
     _abort_sequence(thread)
-    if thread.regs is not found:
+    if thread.regs is not found or (kind.forgets_argument and kind.pending_call(thread.regs) is not None):
         kind.registers.write_general(thread.tid, thread.regs)
 
 

@@ -149,14 +149,14 @@ def _former(process: Process, padding: int, length: int) -> bytes:
 
 def find_hole(mappings: Sequence[Mapping], length: int, limit: int) -> int:
     """An address where `length` bytes are free with a page to spare on both sides, below `limit`. Raises Unsupported."""
-    low = 0x10000 + 0x1000
+    low = 0x10000 + PAGE
     for mapping in mappings:
         if mapping.start >= limit:
             break
-        if mapping.start - low >= length + 0x1000 and "gd" not in mapping.flags and mapping.path != "[stack]":
+        if mapping.start - low >= length + PAGE and "gd" not in mapping.flags and mapping.path != "[stack]":
             return low
-        low = max(low, mapping.end + 0x1000)
-    if limit - low >= length + 0x2000:
+        low = max(low, mapping.end + PAGE)
+    if limit - low >= length + 2 * PAGE:
         return low
     raise Unsupported(Obstacle("address space", "there is no room for 64 KiB of work space in it"))
 
@@ -224,8 +224,8 @@ class Remote:
             "v_tgid": thread.process.own_pid,
             "v_tid": thread.own_tid,
             "v_signal": self.signal,
-            "v_block": self._block,
-            "v_mask": thread.mask,
+            "v_block": a.mask_value(self._block),
+            "v_mask": a.mask_value(thread.mask),
         }
         values = {name: value for name, value in values.items() if name in a.code.variables}
         code = a.code.placed(self.code_at, self.work_at, values)

@@ -37,8 +37,7 @@ def rebuild_restart_block(remote: Remote, number: int, left: int) -> None:
     result = _interrupted_call(remote, (number, *arguments))
     if result == -ERESTART_RESTARTBLOCK:
         return
-    mask = (1 << 8 * arch.word) - 1
-    thread.regs = thread.regs | {arch.result: result & mask, arch.number: mask}
+    thread.regs = arch.ended(thread.regs, result)
 
 
 def _interrupted_call(remote: Remote, call: tuple[int, ...]) -> int:
@@ -53,7 +52,7 @@ def _interrupted_call(remote: Remote, call: tuple[int, ...]) -> int:
     arch, regs = remote.arch, remote.arch.registers.read_general(tid)
     if arch.rewinds and regs[arch.ip] == remote.code_at + arch.code.symbols["call"]:
         return -ERESTART_RESTARTBLOCK  # it is to be made again
-    return arch.signed(regs[arch.result])
+    return arch.outcome(regs)
 
 
 def _await(tid: int, signal: int) -> None:

@@ -65,7 +65,7 @@ class Nap:
 
 def observe(pids: Iterable[int]) -> dict[int, Nap]:
     """Every thread of the running processes `pids` that is waiting with a relative time limit, by its thread id."""
-    seen: list[tuple[int, Nap, float, int]] = []
+    seen: list[tuple[int, Nap, float | None, int]] = []
     for pid in pids:
         try:
             kind = arch.of_program(pid)
@@ -74,15 +74,15 @@ def observe(pids: Iterable[int]) -> dict[int, Nap]:
                     seen.append((tid, *found))
         except (OSError, Unsupported):
             continue  # it has ended, or preflight will say why not
-    offsets = {cpu: _clock_offset(cpu) for cpu in {cpu for _, nap, _, cpu in seen if nap.asked < NO_LIMIT}}
+    offsets = {cpu: _clock_offset(cpu) for cpu in {cpu for _, nap, started, cpu in seen if started and nap.asked < NO_LIMIT}}
     for _, nap, started, cpu in seen:
-        if nap.asked < NO_LIMIT:
+        if started and nap.asked < NO_LIMIT:
             nap.deadline = int(started * 1e6) + offsets[cpu] + nap.asked
     return {tid: nap for tid, nap, _, _ in seen}
 
 
-def _waiting(kind: Arch, pid: int, tid: int) -> tuple[Nap, float, int] | None:
-    """The wait, exec_start in ms, and the CPU of a thread that waits with a relative limit.
+def _waiting(kind: Arch, pid: int, tid: int) -> tuple[Nap, float | None, int] | None:
+    """The wait, exec_start in ms where the kernel tells it, and the CPU of a thread that waits with a relative limit.
 
     Or that waits otherwise in restart_syscall(2): which call that is can be seen only while it waits.
     """
@@ -98,15 +98,12 @@ def _waiting(kind: Arch, pid: int, tid: int) -> tuple[Nap, float, int] | None:
         if not restarted or number < 0:
             return None
         asked = NO_LIMIT
-    started = procfs.exec_start(pid, tid)
-    if started is None:
-        return None
-    return Nap(number, restarted, arguments, sp, asked), started, procfs.stat(pid, tid).last_cpu
+    return Nap(number, restarted, arguments, sp, asked), procfs.exec_start(pid, tid), procfs.stat(pid, tid).last_cpu
 
 
 def _restarted_call(kind: Arch, pid: int, tid: int, arguments: Sequence[int]) -> int:
     """Which call a thread in restart_syscall(2) waits in, by where in the kernel it sleeps; its arguments are still there."""
-    where = procfs.wchan(pid, tid)
+    where = procfs.wchan(pid, tid).lstrip(".")  # where a function's address is that of a descriptor, its code has a dot
     if where in ("", "0"):
         return -1
     # A restarted nanosleep shows as what called it (do_syscall_64): its own functions count as the scheduler's.

@@ -41,8 +41,8 @@ class Stub:
         self.address, self.work = address, address + PAGE
         self.files: dict[str, int] = {}
         """Kind of task -> descriptor of its stub program."""
-        values = {"v_signal": QUIET, "v_block": EVERYTHING & ~(1 << (QUIET - 1))}
         for kind in kinds:
+            values = {"v_signal": QUIET, "v_block": kind.mask_value(EVERYTHING & ~(1 << (QUIET - 1)))}
             fd = os.memfd_create("torpor-stub", os.MFD_CLOEXEC)
             os.write(fd, kind.stub(address, self.work, WORK_LENGTH, values))
             # A file that is open for writing cannot be executed (ETXTBSY).

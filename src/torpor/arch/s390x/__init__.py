@@ -64,7 +64,7 @@ def _slot() -> bytes:
 class S390x(Arch):
     """A 64-bit task."""
 
-    name, image_id, word, elf_machine = "s390x", 8, 8, 22
+    name, image_id, word, elf_machine, byte_order = "s390x", 8, 8, 22, "big"
     user_limit = (1 << 64) - 4096  # page tables grow with what is mapped: arch/s390/mm/pgalloc.c, crst_table_upgrade()
     ip, sp, flags, result, number = "psw_addr", "r15", "psw_mask", "r2", "system_call"
     arguments = ("orig_gpr2", "r3", "r4", "r5", "r6", "r7")

@@ -232,7 +232,7 @@ def _arm(fd: int, record: TimerFd) -> None:
     if _timerfd_settime(fd, 0, ctypes.addressof(spec), None) == -1:
         raise libc.failure("timerfd_settime")
     if record.ticks:
-        fcntl.ioctl(fd, 0x40085400, record.ticks.to_bytes(8, sys.byteorder))
+        fcntl.ioctl(fd, libc.ioctl_write("T", 0, 8), record.ticks.to_bytes(8, sys.byteorder))
 
 
 def _made(fd: int, what: str) -> int:
