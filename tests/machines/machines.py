@@ -81,7 +81,7 @@ MACHINES = {
             console="ttyAMA0",
             poorer=("cortex-a57", "sve"),
             poorer_for=(64,),
-            call_seconds=10.0,
+            slowness=2.0,
         ),
         Machine(
             name="armhf",
@@ -89,7 +89,7 @@ MACHINES = {
             kernel="linux-image-armmp-lpae",
             qemu=("qemu-system-arm", "-machine", "virt,highmem=off", "-cpu", "cortex-a15"),
             compilers={32: ("arm-linux-gnueabihf-gcc",)},
-            call_seconds=10.0,
+            slowness=2.0,
             modules=("virtio_mmio", "virtio_pci", "9pnet_virtio", "9p"),
             console="ttyAMA0",
             transport="device",
@@ -113,6 +113,7 @@ MACHINES = {
             console="ttysclp0",
             transport="ccw",
             poorer=("max,vx=off,vxeh=off,vxeh2=off", "vx"),
+            slowness=2.0,  # on a busy host torpor takes more than 15 s until it has stopped the first process
         ),
         Machine(
             name="riscv64",
