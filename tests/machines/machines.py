@@ -113,6 +113,7 @@ MACHINES = {
             console="ttysclp0",
             transport="ccw",
             poorer=("max,vx=off,vxeh=off,vxeh2=off", "vx"),
+            slowness=2.0,  # on a busy host torpor takes more than 15 s until it has stopped the first process
         ),
         Machine(
             name="riscv64",
