@@ -136,7 +136,7 @@ class Calls:
         self.names, self.seconds = names, each * (1 + cycles)
         script = "".join(f"{executable} {name} {self.seconds} {name} &\n" for name in names) + "wait\n"
         self.victim = Victim(["sh", "-c", script], directory, random.Random(f"{SEED} {names[0]}"))
-        self.victim.wait_for(lambda: all(self.said(name) for name in names), 30, "the beginning of all calls")
+        self.victim.wait_for(lambda: all(self.said(name) for name in names), 6 * each, "the beginning of all calls")
         self.worked = 0.0
         """Seconds in which torpor saved the tree or made it again; when each process stood still cannot be told from outside."""
         for _ in range(cycles):
