@@ -191,6 +191,11 @@ def test_frame_is_what_rt_sigreturn_reads() -> None:
     assert KIND.code_offset + len(code) + KIND.slot_size < 4096
 
 
+def test_programs_of_the_old_abi_are_none_of_this_kind() -> None:
+    assert KIND.has_abi(KIND.elf_flags) and KIND.has_abi(0x0500_0400)
+    assert not KIND.has_abi(0) and not KIND.has_abi(0x0000_0202)
+
+
 def test_code_keeps_r12_until_its_notification() -> None:
     """At the end of a call the kernel gives r12 back as it was at the beginning, whatever a tracer has written."""
     symbols, code = KIND.code.symbols, KIND.code.placed(0, 0, {})

@@ -151,11 +151,11 @@ def test_a_stub_begins_where_its_entry_point_says() -> None:
         wide = kind.word == 8
         (flags,) = struct.unpack_from("=I", stub, 48 if wide else 36)
         (entry,) = struct.unpack_from("=Q" if wide else "=I", stub, 24)
-        assert flags == {7: 2, 6: 1, 5: 0}[kind.image_id] and kind.speaks(flags)
+        assert flags == {7: 2, 6: 1, 5: 0}[kind.image_id] and kind.has_abi(flags)
         if kind.image_id == 6:
             (entry,) = struct.unpack_from("=Q", stub, entry - 0x20_0000)
         assert entry == 0x20_0000 + kind.stub_code_offset + kind.code.symbols["entry"]
-    assert not KINDS[0].speaks(0) and not KINDS[1].speaks(2)
+    assert not KINDS[0].has_abi(0) and not KINDS[1].has_abi(2)
 
 
 def test_kinds_of_the_other_byte_order_do_not_run_here() -> None:

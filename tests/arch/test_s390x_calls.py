@@ -124,6 +124,26 @@ def test_what_cannot_be_saved_is_refused(monkeypatch: pytest.MonkeyPatch, mask: 
         REGISTERS.read(1)
 
 
+@pytest.mark.parametrize(("result", "call"), [(-514, 3), (-514, NONE), (-4, 3), (0, 3), (0, NONE), (7, NONE)])
+def test_no_half_written_registers_ask_for_a_call(monkeypatch: pytest.MonkeyPatch, result: int, call: int) -> None:
+    """At whichever step torpor dies: in an interrupted call before, and in torpor's code, which was begun with an r2 of 0."""
+    kernel = Kernel(monkeypatch, r2=NONE + 1 - 514)
+    own = {**REGISTERS.read_general(1), "r2": result & NONE, "system_call": call}
+    written: list[int] = []
+
+    def write(tid: int, note: int, data: bytes) -> None:
+        written.append(note)
+        kernel.sets[note] = data
+
+    monkeypatch.setattr(ptrace, "set_regset", write)
+    REGISTERS.write_general(1, KIND.entered(REGISTERS.read_general(1), 0x7000))
+    assert written == [NT_PRSTATUS, NT_S390_SYSTEM_CALL] and REGISTERS.read_general(1)["r2"] == 0
+    written.clear()
+    REGISTERS.write_general(1, own)
+    assert written[-1] == (NT_PRSTATUS if -516 <= result <= -512 else NT_S390_SYSTEM_CALL)
+    assert REGISTERS.read_general(1) == own
+
+
 class Waiting:
     """A thread whose registers issue epoll_pwait2 again."""
 

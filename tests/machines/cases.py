@@ -14,7 +14,7 @@ ALL = FULL or os.environ.get("TORPOR_TEST_MACHINES") == "all"
 CYCLES = 20 if FULL else 2
 """How often a case is checkpointed, killed and restarted."""
 GROUP_WITHIN = 3600.0 if FULL else 240.0  # s, for cases that are run together
-ALL_WITHIN = 6 * 3600.0 if FULL else 900.0  # s, from the boot to the end
+ALL_WITHIN = 6 * 3600.0 if FULL else 1800.0  # s, from the boot to the end
 THREADS = (1, 10)
 X86 = ("amd64", "i386")
 BY_VDSO = "-vdso"

@@ -73,8 +73,8 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
     later = [case for case in cases if on_poorer(case)]
     needed = {case.replace("moved", "saved") for case in later}
     first = [case for case in cases if case not in later] + sorted(needed.difference(cases))
-    job = {"cases": first, "cycles": CYCLES, "seconds": GROUP_WITHIN, "seed": SEED, "feature": machine.poorer[1]}
-    job["call_seconds"] = machine.call_seconds
+    job = {"cases": first, "cycles": CYCLES, "seconds": GROUP_WITHIN * machine.slowness, "seed": SEED, "feature": machine.poorer[1]}
+    job["slowness"] = machine.slowness
     ran = boot(machine, image(machine), work, job, ALL_WITHIN)
     if not later:
         return ran, ran

@@ -33,8 +33,9 @@ from tests.torture.harness import Reaper, Torture, descendants, remove_ipc, subr
 
 WORK, HOME = Path("/work"), Path("/tmp/cases")
 PROGRAMS = ROOT / "tests" / "machines" / "programs"
+CALL_SECONDS = 5.0  # s, and as much for each cycle
 EARLY, LATE = 0.2, 4.0  # s; how far a call's running time may be off where QEMU translates
-END_WITHIN = 30.0  # s
+BEGIN_WITHIN = END_WITHIN = 30.0  # s
 USED = ("--cpu", "used")
 FEATURE_UNHARMED = 42  # tests/programs/feature.c
 SHELL = shutil.which("sh")
@@ -134,14 +135,14 @@ def torture(report: Report, cases: list[str], cycles: int) -> None:
 class Calls:
     """A few interrupted calls, by name, each in a process of its own, in one tree that has been through all its cycles."""
 
-    def __init__(self, executable: Path, names: Sequence[str], directory: Path, cycles: int, each: float) -> None:
-        self.names, self.seconds = names, each * (1 + cycles)
+    def __init__(self, executable: Path, names: Sequence[str], directory: Path, cycles: int, slowness: float) -> None:
+        self.names, self.seconds = names, CALL_SECONDS * slowness * (1 + cycles)
         command = ["sh", "-c", "".join(f"{executable} {name} {self.seconds} {name} &\n" for name in names) + "wait\n"]
         if not SHELL:
             words = ([str(executable), name, str(self.seconds), name, ","] for name in names)
             command = [sys.executable, str(HOME / "together.py"), *[word for few in words for word in few][:-1]]
         self.victim = Victim(command, directory, random.Random(f"{SEED} {names[0]}"))
-        self.victim.wait_for(lambda: all(self.said(name) for name in names), 30, "the beginning of all calls")
+        self.victim.wait_for(lambda: all(self.said(name) for name in names), BEGIN_WITHIN * slowness, "the beginning of all calls")
         self.worked = 0.0
         """Seconds in which torpor saved the tree or made it again; when each process stood still cannot be told from outside."""
         for _ in range(cycles):
@@ -190,7 +191,7 @@ class Calls:
 
 def calls(report: Report, cases: list[str], cycles: int) -> None:
     """Interrupted calls of one width. While those of one tree wait for their ends, the next tree has its cycles."""
-    bits, each = cases[0].split("-")[1], json.loads((WORK / "job").read_text())["call_seconds"]
+    bits, slowness = cases[0].split("-")[1], json.loads((WORK / "job").read_text())["slowness"]
     executable, directory = HOME / f"calls{bits}", HOME / f"calls-{bits}"
     by_name = {case.split("-", 2)[2]: case for case in cases}
     for name in sorted(MAY_BE_REFUSED & by_name.keys()):
@@ -198,7 +199,7 @@ def calls(report: Report, cases: list[str], cycles: int) -> None:
             report(by_name.pop(name), True, f"refused: {reason}")
     names, trees = list(by_name), []
     for first in range(0, len(names), CALLS_AT_ONCE):
-        trees.append(Calls(executable, names[first : first + CALLS_AT_ONCE], directory / f"from-{first}", cycles, each))
+        trees.append(Calls(executable, names[first : first + CALLS_AT_ONCE], directory / f"from-{first}", cycles, slowness))
     for tree in trees:
         tree.wait()
         for name in tree.names:

@@ -43,8 +43,8 @@ class Machine:
     """A CPU that lacks a feature which that of `qemu` has, and what torpor calls the feature (tests/programs/feature.c uses it)."""
     poorer_for: tuple[int, ...] = (64, 32)
     """The width of the programs that have that feature."""
-    call_seconds: float = 5.0
-    """s that an interrupted call waits, and as much for each cycle: in that time a tree of some 14 processes is saved and made."""
+    slowness: float = 1.0
+    """How many times the time of others is given to it."""
     supported: bool = True
     """Whether torpor runs on it; else only that it boots is tried, so that it is there when an architecture is added."""
 
@@ -81,6 +81,7 @@ MACHINES = {
             console="ttyAMA0",
             poorer=("cortex-a57", "sve"),
             poorer_for=(64,),
+            slowness=2.0,
         ),
         Machine(
             name="armhf",
@@ -88,6 +89,7 @@ MACHINES = {
             kernel="linux-image-armmp-lpae",
             qemu=("qemu-system-arm", "-machine", "virt,highmem=off", "-cpu", "cortex-a15"),
             compilers={32: ("arm-linux-gnueabihf-gcc",)},
+            slowness=2.0,
             modules=("virtio_mmio", "virtio_pci", "9pnet_virtio", "9p"),
             console="ttyAMA0",
             transport="device",
@@ -100,6 +102,7 @@ MACHINES = {
             compilers={64: ("powerpc64le-linux-gnu-gcc",)},
             console="hvc0",
             memory=2048,  # pages of 64 KiB
+            slowness=2.0,
         ),
         Machine(
             name="s390x",
@@ -119,7 +122,7 @@ MACHINES = {
             qemu=("qemu-system-riscv64", "-machine", "virt", "-cpu", "rv64,v=true,vlen=256,vext_spec=v1.0"),
             compilers={64: ("riscv64-linux-gnu-gcc",)},
             poorer=("rv64", "zve32x"),
-            call_seconds=20.0,  # QEMU 7.2 forgets all its translated addresses whenever the kernel touches a program's memory
+            slowness=4.0,  # QEMU 7.2 forgets all its translated addresses whenever the kernel touches a program's memory
         ),
         Machine(
             name="ppc64",
@@ -129,6 +132,7 @@ MACHINES = {
             compilers={64: ("powerpc64-linux-gnu-gcc",), 32: ("powerpc-linux-gnu-gcc",)},
             console="hvc0",
             prebuilt=True,
+            slowness=2.0,
         ),
         Machine(
             name="ppc32",

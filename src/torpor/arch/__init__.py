@@ -15,7 +15,8 @@ from torpor.image.record import LOADERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from torpor.arch.contract import Order
+    from typing import Literal
+
     from torpor.image.record import Record
 
 
@@ -87,20 +88,19 @@ def of_program(pid: int) -> Arch:
     """The kind of task that process `pid` is, by its program's ELF header (elf(5)). Raises Unsupported, OSError."""
     fd = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        head = os.pread(fd, 64, 0)
+        head = os.pread(fd, 52, 0)
     finally:
         os.close(fd)
-    word = {1: 4, 2: 8}.get(head[4] if len(head) >= 52 else 0, 0)
-    order: Order = "big" if head[5:6] == b"\2" else "little"
+    word = {1: 4, 2: 8}.get(head[4] if len(head) == 52 else 0, 0)
+    order: Literal["big", "little"] = "big" if head[5:6] == b"\2" else "little"
     machine, flags = int.from_bytes(head[18:20], order), int.from_bytes(head[48:52] if word == 8 else head[36:40], order)
     for kind in KINDS:
-        if kind.elf_machine == machine and kind.word == word and kind.speaks(flags):
+        if kind.elf_machine == machine and kind.word == word and kind.has_abi(flags):
             return kind
     raise Unsupported(
         Obstacle(
             "program",
-            f"it is of a processor family or ABI that torpor cannot save here (ELF machine {machine}, {8 * word} bit, "
-            f"flags {flags:#x})",
+            f"it is of a processor family or ABI that torpor cannot save here (ELF machine {machine}, {8 * word} bit)",
             pid=pid,
         )
     )

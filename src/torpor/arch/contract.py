@@ -159,10 +159,6 @@ class Arch(Waits):
     descriptors = False
     """Whether in that ABI the address of a function, an entry point too, is that of a descriptor: address, table of contents, 0."""
 
-    def speaks(self, flags: int) -> bool:
-        """Whether a program whose header has these e_flags is of the ABI that the kernel is to take a task of this kind for."""
-        return True
-
     framed_slots = False
     """Whether all threads share one slot, each with a frame of its own below its stack (tasks/retry.py)."""
     forgets_argument = False
@@ -187,6 +183,10 @@ class Arch(Waits):
     def records_of(self, components: int) -> int:
         """... and the mask of the register records for which they are needed (R-B5)."""
         return 0
+
+    def has_abi(self, flags: int) -> bool:
+        """Whether a program with these e_flags (elf(5)) makes its calls as this kind of task does."""
+        return True
 
     def verdict(self, header: Record, used: int, cpu_mode: str, here: Record) -> list[str]:
         """Why an image with this architecture header, whose threads' masks are `used` together, cannot run on a CPU (R-B5).

@@ -297,6 +297,7 @@ class Remote:
             self.suppressed.append(status >> 8 & 0xFF)
             ptrace.cont(tid)
         raise ProcessLookupError(3, f"process {self.thread.process.pid} was killed meanwhile")
+
     def _come_to_end(self) -> None:
         """Bring the thread to the end of a call that does nothing, a notification without signal. From there it would heal, too."""
         signal, self.signal = self.signal, 0

@@ -85,6 +85,10 @@ class Arm(Arch):
     header_record = cpu.ArmHeader
     rewinds = True
 
+    def has_abi(self, flags: int) -> bool:
+        """See Arch.has_abi: programs of the old ABI have no version of the EABI, and the number of a call in its instruction."""
+        return bool(flags & 0xFF00_0000)
+
     def verdict(self, header: Record, used: int, cpu_mode: str, here: Record) -> list[str]:
         """See Arch.verdict."""
         assert isinstance(header, cpu.ArmHeader)

@@ -197,8 +197,8 @@ class Ppc64le(Power64):
     name, image_id, code, byte_order = "ppc64le", 7, CODE_64LE, "little"
     elf_flags = 2  # version of the ELF ABI
 
-    def speaks(self, flags: int) -> bool:
-        """See Arch.speaks: the kernel takes the address of a signal handler for what it is in the ABI."""
+    def has_abi(self, flags: int) -> bool:
+        """See Arch.has_abi: the kernel takes the address of a signal handler for what it is in the ABI."""
         return flags & _ABI == 2
 
 
@@ -208,8 +208,8 @@ class Ppc64(Power64):
     name, image_id, code, byte_order = "ppc64", 6, CODE_64, "big"
     elf_flags, descriptors = 1, True
 
-    def speaks(self, flags: int) -> bool:
-        """See Arch.speaks."""
+    def has_abi(self, flags: int) -> bool:
+        """See Arch.has_abi."""
         return flags & _ABI != 2
 
 

@@ -68,7 +68,7 @@ class S390x(Arch):
     user_limit = (1 << 64) - 4096  # page tables grow with what is mapped: arch/s390/mm/pgalloc.c, crst_table_upgrade()
     ip, sp, flags, result, number = "psw_addr", "r15", "psw_mask", "r2", "system_call"
     arguments = ("orig_gpr2", "r3", "r4", "r5", "r6", "r7")
-    entry_registers = {"psw_mask": 0}
+    entry_registers = {"psw_mask": 0, "r2": 0}  # r2: nothing that looks like an interrupted call (S390xRegisters.write_general)
     kept_flags = PSW_KEPT
     syscall_instruction = (b"\x0a\x00",)  # svc 0
     syscalls = _SYSCALLS

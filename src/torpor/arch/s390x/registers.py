@@ -84,18 +84,19 @@ class S390xRegisters:
         return regs
 
     def write_general(self, tid: int, regs: Mapping[str, int]) -> None:
-        """Set the general registers. Of the program status word only what programs can set; the rest is the kernel's."""
+        """Set the general registers. Of the program status word only what programs can set; the rest is the kernel's.
+
+        In two steps, between which torpor may die: so the registers with an r2 like -ERESTART* come last, and all others first.
+        Those with which torpor's code begins, and those in which it stops, have no such r2.
+        """
         data = bytearray(ptrace.get_regset(tid, NT_PRSTATUS))
         mask = GENERAL.unpack_from(data)[0] & ~PSW_KEPT | regs["psw_mask"]
         GENERAL.pack_into(data, 0, mask, *[regs[name] for name in KEPT[1:]])
         struct.pack_into("=Q", data, _ORIGINAL_AT, regs[_ORIGINAL])
-        ptrace.set_regset(tid, NT_PRSTATUS, bytes(data))
-        self._write_call(tid, regs)
-
-    def _write_call(self, tid: int, regs: Mapping[str, int]) -> None:
-        none = regs["system_call"] == NONE
-        data = bytes(4) if none else struct.pack("=HH", regs["svc_length"], regs["system_call"])
-        ptrace.set_regset(tid, NT_S390_SYSTEM_CALL, data)
+        call = bytes(4) if regs["system_call"] == NONE else struct.pack("=HH", regs["svc_length"], regs["system_call"])
+        steps = [(NT_PRSTATUS, bytes(data)), (NT_S390_SYSTEM_CALL, call)]
+        for note, block in reversed(steps) if asks_again(regs[_RESULT], 8) else steps:
+            ptrace.set_regset(tid, note, block)
 
     def restart_ended(self, tid: int, calls: AbstractSet[int], seen: Seen | None) -> None:
         """Where a stop has ended one of `calls` with EINTR, have the kernel restart it as it does pause(2)."""
