@@ -102,6 +102,7 @@ MACHINES = {
             compilers={64: ("powerpc64le-linux-gnu-gcc",)},
             console="hvc0",
             memory=2048,  # pages of 64 KiB
+            slowness=2.0,
         ),
         Machine(
             name="s390x",
@@ -132,6 +133,7 @@ MACHINES = {
             compilers={64: ("powerpc64-linux-gnu-gcc",), 32: ("powerpc-linux-gnu-gcc",)},
             console="hvc0",
             prebuilt=True,
+            slowness=2.0,
         ),
         Machine(
             name="ppc32",
