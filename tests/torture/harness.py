@@ -537,12 +537,14 @@ class Torture:
         image = self.directory / "storm-image"
         image.unlink(missing_ok=True)
         phase[0] = 0
+        words = self.directory / "storm-said"
+        said = words.open("wb")
         start = time.monotonic()
         process = subprocess.Popen(
             torpor_command("checkpoint", str(self.pid), "-o", image),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=said,
             env=torpor_environment(TORPOR_PHASE_FILE=str(phase_path)),
             cwd=ROOT,
         )
@@ -551,7 +553,7 @@ class Torture:
             if wait_for is None:
                 code = self._watch(process, phase)
                 if code:
-                    raise self.failure(f"an undisturbed checkpoint failed with exit code {code}")
+                    raise self.failure(f"an undisturbed checkpoint failed with exit code {code}: {words.read_text()}")
                 return None, time.monotonic() - start
             while wait_for and phase[0] != wait_for and process.poll() is None:
                 pass
@@ -561,12 +563,13 @@ class Torture:
             process.kill()
             code = process.wait()
         finally:
+            said.close()
             self.reaper.own.discard(process.pid)
             for left in self.directory.glob("*storm-image*"):
                 left.unlink()
         if code != -signal.SIGKILL:
             if code:
-                raise self.failure(f"a checkpoint failed with exit code {code}")
+                raise self.failure(f"a checkpoint failed with exit code {code}: {words.read_text()}")
             return None, time.monotonic() - start
         return phase[0], time.monotonic() - start
 
