@@ -34,9 +34,9 @@ class Process:
 
     def close(self) -> None:
         """Close what was opened for this process."""
-        if self._mem >= 0:
-            os.close(self._mem)
-            self._mem = -1
+        mem, self._mem = self._mem, -1
+        if mem >= 0:  # not twice, if Ctrl-C comes in between
+            os.close(mem)
 
 
 class Thread:
