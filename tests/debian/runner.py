@@ -364,8 +364,9 @@ class Lab:
     def _restarted(self, original: int, restart: int, expected: int, log: Path) -> int:
         """The pid by which the restarted program's first process is known *here*, once it goes on.
 
-        It has its own pid again, in a pid namespace of its own or in ours. It goes on when nobody traces it any more
-        and torpor is not about to; nothing says so in the foreground, so it must be seen untraced for 50 ms.
+        It has its own pid again, in a pid namespace of its own or in ours, and its own arguments, for until it has been traced
+        it is a copy of torpor. It goes on when nobody traces it any more and torpor is not about to; nothing says so in the
+        foreground, so it must be seen untraced for 50 ms.
         """
         deadline = time.monotonic() + 120
         seen = 0.0
@@ -377,7 +378,8 @@ class Lab:
                 raise AssertionError(f"torpor restart ended with exit status {status}: {said}")
             below = descendants(restart)
             found = [pid for pid in below if status_line(pid, "NSpid")[-1:] == [str(original)]]
-            if len(found) == 1 and all(status_line(pid, "TracerPid") in ([], ["0"]) for pid in below):
+            copies = [pid for pid in found if arguments(pid) == arguments(restart)]
+            if len(found) == 1 and not copies and all(status_line(pid, "TracerPid") in ([], ["0"]) for pid in below):
                 seen = seen or time.monotonic()
                 if time.monotonic() - seen > 0.05:
                     return found[0]
@@ -385,6 +387,14 @@ class Lab:
                 seen = 0.0
             assert time.monotonic() < deadline, f"no restarted pid {original} among {describe(below)} after 120 s"
             time.sleep(0.01)
+
+
+def arguments(pid: int) -> bytes:
+    """What a process was started with; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def instants(rng: random.Random, seconds: float, rounds: int) -> list[float]:
