@@ -8,7 +8,6 @@ Source: arch/arm/kernel/ptrace.c, and aarch32_ptrace_regsets in arch/arm64/kerne
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import struct
 
@@ -16,17 +15,17 @@ from torpor.arch.arm import cpu
 from torpor.arch.arm.rules import CPSR, JAZELLE, NONE, RULES, THUMB, USER_MODE
 from torpor.arch.arm.state import STATE_OF, ArmGeneral, ArmTls, ArmVfp, ArmVfpHigh
 from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK
-from torpor.arch.masks import in_order, mask_of
-from torpor.arch.rules import CALL_LIMIT, Facts, asks_again, faults
+from torpor.arch.regsets import Regsets, get
+from torpor.arch.rules import CALL_LIMIT, asks_again
 from torpor.errors import Obstacle, Unsupported
 from torpor.linux import libc, ptrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from torpor.arch.contract import Room, Seen
+    from torpor.arch.contract import Seen
     from torpor.image.record import Record
 
 # elf.h. Not NT_PRFPREG: writing that set of an emulated coprocessor harms 32-bit kernels.
@@ -57,28 +56,20 @@ def _word(request: int, tid: int, at: int | None = None) -> int:
     return answer[0]
 
 
-def _set(tid: int, note: int) -> bytes:
-    """A register set, or nothing where this CPU or kernel has none."""
-    try:
-        return ptrace.get_regset(tid, note)
-    except OSError as error:
-        if error.errno in (errno.ENODEV, errno.EINVAL):
-            return b""
-        raise
-
-
 def width(regs: Mapping[str, int]) -> int:
     """Bytes of the instruction that makes a system call, in the code that a thread runs."""
     return 2 if regs["cpsr"] & THUMB else 4
 
 
-class ArmRegisters:
+class ArmRegisters(Regsets):
     """The register records of 32-bit threads, on a kernel of either width.
 
     Every method that takes `tid` needs that thread to be in a ptrace stop of the calling thread, and raises OSError.
     """
 
     __slots__ = ()
+    general, generals, word, ip, call = ArmGeneral, (ArmGeneral,), 4, "pc", "syscallno"
+    states, rules = STATE_OF, RULES
 
     # General registers.
 
@@ -137,7 +128,7 @@ class ArmRegisters:
         records: list[Record] = [self.general_record(regs)]
         if pointer := self._thread_pointer(tid):
             records.append(ArmTls(tp=pointer))
-        if data := _set(tid, NT_ARM_VFP):
+        if data := get(tid, NT_ARM_VFP):
             low, high, fpscr = VFP.unpack(data)
             if any(low) or fpscr:
                 records.append(ArmVfp(d=low, fpscr=fpscr))
@@ -154,47 +145,11 @@ class ArmRegisters:
         """Set everything but the general registers and the thread pointer (`Arch.own_calls`); what has no record is put at rest."""
         given = {type(record): record for record in records}
         low, high = given.get(ArmVfp), given.get(ArmVfpHigh)
-        if _set(tid, NT_ARM_VFP):
+        if get(tid, NT_ARM_VFP):
             d, fpscr = (low.d, low.fpscr) if isinstance(low, ArmVfp) else (bytes(128), 0)
             upper = high.d if isinstance(high, ArmVfpHigh) else bytes(128)
             ptrace.set_regset(tid, NT_ARM_VFP, VFP.pack(d, upper, fpscr))
 
-    def dropped_by_calls(self, tid: int) -> bytes:
-        """Nothing: a system call keeps all registers."""
-        return b""
-
-    def give_dropped(self, tid: int, dropped: bytes) -> None:
-        """Give back what `dropped_by_calls` has found."""
-
-    def knows(self, record: Record) -> bool:
-        """Whether `record` is one of registers."""
-        return type(record) in STATE_OF
-
-    def mask(self, records: Sequence[Record]) -> int:
-        """The record mask that announces `records` (R-B5)."""
-        return mask_of(records, STATE_OF)
-
-    def room(self, records: Sequence[Record]) -> Room | None:
-        """Nothing: the kernel always has room for these registers."""
-        return None
-
-    def validate(
-        self,
-        records: Sequence[Record],
-        *,
-        user_limit: int,
-        is_executable: Callable[[int], bool],
-        is_mapped: Callable[[int], bool],
-        syscall_before: Callable[[int], bool],
-    ) -> list[str]:
-        """Everything that is wrong with these records, a sentence each that names the register (R-D1)."""
-        if not in_order(records, STATE_OF):
-            return ["the register records are unknown, repeated or out of order"]
-        if not records or not isinstance(records[0], ArmGeneral):
-            return ["the thread does not have exactly one record of 32-bit general registers"]
-        facts = Facts(user_limit, is_executable, syscall_before)
-        facts.word, facts.ip, facts.call = 4, records[0].pc, records[0].syscallno
-        return [fault for record in records for fault in faults(record, RULES[type(record)], facts)]
 
 
 def again(regs: Mapping[str, int]) -> Mapping[str, int]:
@@ -216,7 +171,7 @@ def _unsaved(tid: int, regs: Mapping[str, int]) -> str:
         return "Jazelle or ThumbEE code"
     if libc.WIDE_KERNEL:
         for note, name in ((NT_ARM_HW_BREAK, "hardware breakpoints"), (NT_ARM_HW_WATCH, "hardware watchpoints")):
-            data = _set(tid, note)[8:]
+            data = get(tid, note)[8:]
             if any(control & 1 for _, control in _BREAK_ENTRY.iter_unpack(data[: len(data) // 16 * 16])):
                 return name
         return ""

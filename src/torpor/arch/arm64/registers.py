@@ -7,7 +7,6 @@ Source: arch/arm64/kernel/ptrace.c (aarch64_regsets), elf.h.
 
 from __future__ import annotations
 
-import errno
 import struct
 
 from torpor.arch.arm64 import cpu
@@ -23,17 +22,16 @@ from torpor.arch.arm64.state import (
     Arm64Tls,
     Arm64Vector,
 )
-from torpor.arch.masks import in_order, mask_of
+from torpor.arch.regsets import Regsets, get
 from torpor.arch.rewinding import NONE, General
-from torpor.arch.rules import CALL_LIMIT, Facts, asks_again, faults
+from torpor.arch.rules import CALL_LIMIT, asks_again
 from torpor.errors import Obstacle, Unsupported
 from torpor.linux import ptrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from torpor.arch.contract import Room
     from torpor.image.record import Record
 
 # elf.h
@@ -51,26 +49,17 @@ _BREAK_ENTRY = struct.Struct("=QI4x")  # address, control; behind 8 bytes of wha
 GENERAL = General([field.name for field in Arm64General.declared][:34], ip="pc", sp="sp", result="x0", number="x8")
 """x0 to x30, sp, pc, pstate."""
 ALL_KEYS = 15
-_ABSENT = (errno.ENODEV, errno.EINVAL)
 
 
-def _set(tid: int, note: int) -> bytes:
-    """A register set, or nothing where this CPU or kernel has none."""
-    try:
-        return ptrace.get_regset(tid, note)
-    except OSError as error:
-        if error.errno in _ABSENT:
-            return b""
-        raise
-
-
-class Arm64Registers:
+class Arm64Registers(Regsets):
     """The register records of 64-bit threads.
 
     Every method that takes `tid` needs that thread to be in a ptrace stop of the calling thread, and raises OSError.
     """
 
     __slots__ = ()
+    general, generals, word, ip, call = Arm64General, (Arm64General,), 8, "pc", "syscallno"
+    states, rules = STATE_OF, RULES
 
     # General registers.
 
@@ -107,19 +96,19 @@ class Arm64Registers:
         if any(vectors):
             v, fpsr, fpcr = VECTOR.unpack(vectors)
             records.append(Arm64Vector(v=v, fpsr=fpsr, fpcr=fpcr))
-        if scalable := _set(tid, NT_ARM_SVE):
+        if scalable := get(tid, NT_ARM_SVE):
             size, _, length, _, flags, _ = _SVE_HEADER.unpack_from(scalable)
             live = flags & _SVE_LIVE
             if live or length != self.usual_length() or flags >> _SVE_INHERIT_SHIFT:
                 data = scalable[_SVE_HEADER.size : size] if live else b""  # the kernel gives room for the longest, too
                 records.append(Arm64Sve(length=length, flags=flags >> _SVE_INHERIT_SHIFT & 3, registers=data))
         for note, record in ((NT_ARM_PACA_KEYS, Arm64AddressKeys), (NT_ARM_PACG_KEYS, Arm64GenericKey)):
-            if data := _set(tid, note):
+            if data := get(tid, note):
                 records.append(record(keys=list(struct.unpack(f"={len(data) // 8}Q", data))))
-        (control,) = struct.unpack("=Q", _set(tid, NT_ARM_TAGGED_ADDR_CTRL) or bytes(8))
+        (control,) = struct.unpack("=Q", get(tid, NT_ARM_TAGGED_ADDR_CTRL) or bytes(8))
         if control:
             records.append(Arm64TaggedAddresses(control=control))
-        enabled = _set(tid, NT_ARM_PAC_ENABLED_KEYS)
+        enabled = get(tid, NT_ARM_PAC_ENABLED_KEYS)
         if enabled and struct.unpack("=Q", enabled) != (ALL_KEYS,):
             records.append(Arm64EnabledKeys(keys=struct.unpack("=Q", enabled)[0]))
         return records
@@ -138,7 +127,7 @@ class Arm64Registers:
         for note, kind in ((NT_ARM_PACA_KEYS, Arm64AddressKeys), (NT_ARM_PACG_KEYS, Arm64GenericKey)):
             record = given.get(kind)
             # Where there are none a program that signs nothing is welcome (--cpu used).
-            if isinstance(record, Arm64AddressKeys | Arm64GenericKey) and _set(tid, note):
+            if isinstance(record, Arm64AddressKeys | Arm64GenericKey) and get(tid, note):
                 ptrace.set_regset(tid, note, struct.pack(f"={len(record.keys)}Q", *record.keys))
         tagged, enabled = given.get(Arm64TaggedAddresses), given.get(Arm64EnabledKeys)
         if isinstance(tagged, Arm64TaggedAddresses):
@@ -158,54 +147,25 @@ class Arm64Registers:
 
     def dropped_by_calls(self, tid: int) -> bytes:
         """The scalable vectors of a thread that was in the middle of using them: every system call drops them."""
-        data = _set(tid, NT_ARM_SVE) if self.usual_length() else b""
+        data = get(tid, NT_ARM_SVE) if self.usual_length() else b""
         return data if data and _SVE_HEADER.unpack_from(data)[4] & _SVE_LIVE else b""
 
     def give_dropped(self, tid: int, dropped: bytes) -> None:
         """Give back what `dropped_by_calls` has found."""
         ptrace.set_regset(tid, NT_ARM_SVE, dropped)
 
-    def knows(self, record: Record) -> bool:
-        """Whether `record` is one of registers."""
-        return type(record) in STATE_OF
-
-    def mask(self, records: Sequence[Record]) -> int:
-        """The record mask that announces `records` (R-B5)."""
-        return mask_of(records, STATE_OF)
-
-    def room(self, records: Sequence[Record]) -> Room | None:
-        """Nothing: the kernel makes room for scalable vectors when they are written."""
-        return None
-
-    def validate(
-        self,
-        records: Sequence[Record],
-        *,
-        user_limit: int,
-        is_executable: Callable[[int], bool],
-        is_mapped: Callable[[int], bool],
-        syscall_before: Callable[[int], bool],
-    ) -> list[str]:
-        """Everything that is wrong with these records, a sentence each that names the register (R-D1)."""
-        if not in_order(records, STATE_OF):
-            return ["the register records are unknown, repeated or out of order"]
-        if not records or not isinstance(records[0], Arm64General):
-            return ["the thread does not have exactly one record of 64-bit general registers"]
-        facts = Facts(user_limit, is_executable, syscall_before)
-        facts.word, facts.ip, facts.call = 8, records[0].pc, records[0].syscallno
-        return [fault for record in records for fault in faults(record, RULES[type(record)], facts)]
 
 
 def _unsaved(tid: int) -> str:
     """What of a thread's state has no record and is in use, or nothing."""
     for note, name in ((NT_ARM_HW_BREAK, "hardware breakpoints"), (NT_ARM_HW_WATCH, "hardware watchpoints")):
-        data = _set(tid, note)[8:]
+        data = get(tid, note)[8:]
         if any(control & 1 for _, control in _BREAK_ENTRY.iter_unpack(data[: len(data) // 16 * 16])):
             return name
-    streaming, matrix = _set(tid, NT_ARM_SSVE), _set(tid, NT_ARM_ZA)
+    streaming, matrix = get(tid, NT_ARM_SSVE), get(tid, NT_ARM_ZA)
     if (streaming and _SVE_HEADER.unpack_from(streaming)[4] & _SVE_LIVE) or len(matrix) > _SVE_HEADER.size:
         return "the matrix registers of SME"
-    (control,) = struct.unpack("=Q", _set(tid, NT_ARM_TAGGED_ADDR_CTRL) or bytes(8))
+    (control,) = struct.unpack("=Q", get(tid, NT_ARM_TAGGED_ADDR_CTRL) or bytes(8))
     return "memory tagging (MTE)" if control & ~1 else ""
 
 

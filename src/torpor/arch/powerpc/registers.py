@@ -8,13 +8,11 @@ Source: arch/powerpc/kernel/ptrace/, elf.h, sys/ptrace.h.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import struct
 import sys
 
 from torpor.arch.contract import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Room
-from torpor.arch.masks import in_order, mask_of
 from torpor.arch.powerpc import cpu
 from torpor.arch.powerpc.rules import FPSCR, PRIORITY_SHIFT, RULES, SF, SYSCALL, VECTORED, VSCR
 from torpor.arch.powerpc.state import (
@@ -31,13 +29,14 @@ from torpor.arch.powerpc.state import (
     PowerTar,
     PowerVsx,
 )
-from torpor.arch.rules import CALL_LIMIT, Facts, faults
+from torpor.arch.regsets import ABSENT, Regsets, get
+from torpor.arch.rules import CALL_LIMIT
 from torpor.errors import Obstacle, Unsupported
 from torpor.linux import libc, ptrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from torpor.arch.contract import Seen
@@ -67,7 +66,6 @@ JAVA_MODE = 0x1_0000
 USUAL_PRIORITY = 3 << PRIORITY_SHIFT
 USUAL_KEY_RIGHTS = 0x3FFF_FFFF_FFFF_FFFF
 _MSR_LE, _MSR_TRANSACTION, _MSR_FE0, _MSR_FE1 = 1, 3 << 33, 0x800, 0x100
-_ABSENT = (errno.ENODEV, errno.EINVAL, errno.EIO, errno.ENODATA)
 _TOUCH = {"altivec": 0x1000_0484, "vsx": 0xF000_0490, "": 0x7FE0_0008}
 """vor 0, 0, 0; xxlor 0, 0, 0; trap."""
 _RESTART_SYSCALL = 0
@@ -84,19 +82,9 @@ def _request(request: int, tid: int, addr: int | None, data: int | None) -> None
         raise OSError(error, f"ptrace({request}, {tid}): {os.strerror(error)}")
 
 
-def _set(tid: int, note: int) -> bytes:
-    """A register set, or nothing where this CPU, kernel or kind of task has none."""
-    try:
-        return ptrace.get_regset(tid, note)
-    except OSError as error:
-        if error.errno in _ABSENT:
-            return b""
-        raise
-
-
 def _number(tid: int, note: int) -> int:
     """A register set of one register; 0 where there is none."""
-    (value,) = struct.unpack("=Q", _set(tid, note) or bytes(8))
+    (value,) = struct.unpack("=Q", get(tid, note) or bytes(8))
     return int(value)
 
 
@@ -107,27 +95,30 @@ def low_halves(tid: int) -> bytes:
     """
     if "vsx" not in cpu.header().features.split():
         return b""
-    if data := _set(tid, NT_PPC_VSX):
+    if data := get(tid, NT_PPC_VSX):
         return data
     _request(_GETVSRREGS, tid, None, _block_at)
     return _block.raw[: _LOW.size]
 
 
 def _set_low_halves(tid: int, data: bytes) -> None:
-    if _set(tid, NT_PPC_VSX):
+    if get(tid, NT_PPC_VSX):
         ptrace.set_regset(tid, NT_PPC_VSX, data)
         return
     ctypes.memmove(_block_at, data, len(data))
     _request(_SETVSRREGS, tid, None, _block_at)
 
 
-class PowerRegisters:
+class PowerRegisters(Regsets):
     """The register records of one kind of thread.
 
     Every method that takes `tid` needs that thread to be in a ptrace stop of the calling thread, and raises OSError.
     """
 
     __slots__ = ("general", "layout", "names", "none", "word")
+    ip, call, generals = "nip", "call", (PowerGeneral64, PowerGeneral32)
+    states, rules = STATE_OF, RULES
+    general: type[PowerGeneral64] | type[PowerGeneral32]
 
     def __init__(self, word: int, general: type[PowerGeneral64] | type[PowerGeneral32]) -> None:
         self.word, self.general = word, general
@@ -209,7 +200,7 @@ class PowerRegisters:
         fpscr &= FPSCR  # what is above is whatever an old CPU leaves there
         if any(f) or fpscr:
             records.append(PowerFloat(f=f, fpscr=fpscr))
-        vectors = _set(tid, NT_PPC_VMX)
+        vectors = get(tid, NT_PPC_VMX)
         if vectors:
             (vscr,), (vrsave,) = struct.unpack_from("=I", vectors, _VSCR_AT), struct.unpack_from("=I", vectors, 528)
             vscr &= VSCR
@@ -217,7 +208,7 @@ class PowerRegisters:
                 records.append(PowerAltivec(v=vectors[:512], vscr=vscr, vrsave=vrsave))
         if any(low := low_halves(tid)):
             records.append(PowerVsx(low=list(_LOW.unpack(low))))
-        spe = _set(tid, NT_PPC_SPE)
+        spe = get(tid, NT_PPC_SPE)
         if any(spe):
             *evr, acc, spefscr = _SPE.unpack(spe)
             records.append(PowerSpe(evr=evr, acc=acc, spefscr=spefscr))
@@ -229,7 +220,7 @@ class PowerRegisters:
             records.append(PowerDscr(dscr=dscr))
         if mode := (2 if msr & _MSR_FE0 else 0) | (1 if msr & _MSR_FE1 else 0):
             records.append(PowerFloatMode(mode=mode))
-        keys = _set(tid, NT_PPC_PKEY)
+        keys = get(tid, NT_PPC_PKEY)
         if keys and (amr := struct.unpack_from("=Q", keys)[0]) != USUAL_KEY_RIGHTS:
             records.append(PowerKeyRights(amr=amr))
         return records
@@ -241,7 +232,7 @@ class PowerRegisters:
         spe, tar, dscr = given.get(PowerSpe), given.get(PowerTar), given.get(PowerDscr)
         f, fpscr = (float_.f, float_.fpscr) if isinstance(float_, PowerFloat) else ([0] * 32, 0)
         ptrace.set_regset(tid, NT_PRFPREG, _FLOAT.pack(*f, fpscr))
-        if _set(tid, NT_PPC_VMX):
+        if get(tid, NT_PPC_VMX):
             vectors = bytearray(544)
             struct.pack_into("=I", vectors, _VSCR_AT, JAVA_MODE)
             if isinstance(altivec, PowerAltivec):
@@ -251,29 +242,21 @@ class PowerRegisters:
             ptrace.set_regset(tid, NT_PPC_VMX, bytes(vectors))
         if low_halves(tid):
             _set_low_halves(tid, _LOW.pack(*vsx.low) if isinstance(vsx, PowerVsx) else bytes(_LOW.size))
-        if _set(tid, NT_PPC_SPE):
+        if get(tid, NT_PPC_SPE):
             ptrace.set_regset(
                 tid, NT_PPC_SPE, _SPE.pack(*spe.evr, spe.acc, spe.spefscr) if isinstance(spe, PowerSpe) else _SPE_NONE
             )
-        if _set(tid, NT_PPC_TAR):
+        if get(tid, NT_PPC_TAR):
             ptrace.set_regset(tid, NT_PPC_TAR, struct.pack("=Q", tar.tar if isinstance(tar, PowerTar) else 0))
-        if _set(tid, NT_PPC_PPR):
+        if get(tid, NT_PPC_PPR):
             ptrace.set_regset(tid, NT_PPC_PPR, struct.pack("=Q", getattr(given.get(PowerPriority), "ppr", USUAL_PRIORITY)))
         wanted = dscr.dscr if isinstance(dscr, PowerDscr) else 0
         if _number(tid, NT_PPC_DSCR) != wanted:
             # Not by the register set: the kernel would take it for the system's, and put its own in its place.
             _request(_POKEUSER, tid, _PT_DSCR * libc.WORD, wanted)
         amr = getattr(given.get(PowerKeyRights), "amr", USUAL_KEY_RIGHTS)
-        if (keys := _set(tid, NT_PPC_PKEY)) and struct.unpack_from("=Q", keys) != (amr,):
+        if (keys := get(tid, NT_PPC_PKEY)) and struct.unpack_from("=Q", keys) != (amr,):
             ptrace.set_regset(tid, NT_PPC_PKEY, struct.pack("=Q", amr))
-
-    def knows(self, record: Record) -> bool:
-        """Whether `record` is one of registers."""
-        return type(record) in STATE_OF
-
-    def mask(self, records: Sequence[Record]) -> int:
-        """The record mask that announces `records` (R-B5)."""
-        return mask_of(records, STATE_OF)
 
     def room(self, records: Sequence[Record]) -> Room | None:
         """What a thread with vectors must execute before `write`; None for one without.
@@ -285,32 +268,6 @@ class PowerRegisters:
         touched = [wanted[type(record)] for record in records if type(record) in wanted]
         code = b"".join(struct.pack("=I", _TOUCH[name]) for name in [*touched, ""])
         return Room(code, b"", "r3", {}) if touched else None
-
-    def dropped_by_calls(self, tid: int) -> bytes:
-        """Nothing: a system call keeps all registers but those that it is said to change."""
-        return b""
-
-    def give_dropped(self, tid: int, dropped: bytes) -> None:
-        """See `dropped_by_calls`."""
-
-    def validate(
-        self,
-        records: Sequence[Record],
-        *,
-        user_limit: int,
-        is_executable: Callable[[int], bool],
-        is_mapped: Callable[[int], bool],
-        syscall_before: Callable[[int], bool],
-    ) -> list[str]:
-        """Everything that is wrong with these records, a sentence each that names the register (R-D1)."""
-        if not in_order(records, STATE_OF):
-            return ["the register records are unknown, repeated or out of order"]
-        if not records or type(records[0]) is not self.general or (len(records) > 1 and STATE_OF[type(records[1])].bit < 2):
-            return [f"the thread does not have exactly one record of {8 * self.word}-bit general registers"]
-        general = self.general_dict(records[0])
-        facts = Facts(user_limit, is_executable, syscall_before)
-        facts.word, facts.ip, facts.call = self.word, general["nip"], general["call"]
-        return [fault for record in records for fault in faults(record, RULES[type(record)], facts)]
 
     def _whole_msr(self, tid: int) -> int:
         """MSR with the FP exception mode; the register set of a 32-bit thread has the lower half of it, which will do there."""
@@ -353,13 +310,13 @@ def _unsaved(tid: int, msr: int) -> str:
         return "a memory transaction"
     if (msr & _MSR_LE) != _LITTLE:
         return "the other byte order (PR_SET_ENDIAN)"
-    if _set(tid, NT_PPC_EBB):
+    if get(tid, NT_PPC_EBB):
         return "event-based branches"
     ctypes.memset(_block_at, 0, 8)
     try:
         _request(_GET_DEBUGREG, tid, None, _block_at)
     except OSError as error:
-        if error.errno not in _ABSENT:
+        if error.errno not in ABSENT:
             raise
     return "hardware breakpoints" if any(_block.raw[:8]) else ""
 

@@ -12,18 +12,18 @@ import os
 import struct
 
 from torpor.arch.contract import Room
-from torpor.arch.masks import in_order, mask_of
+from torpor.arch.regsets import Regsets, get
 from torpor.arch.rewinding import NONE, General
 from torpor.arch.riscv64 import cpu
 from torpor.arch.riscv64.rules import ILLEGAL, RULES
 from torpor.arch.riscv64.state import STATE_OF, VECTOR_LENGTH_MAX, Riscv64Float, Riscv64General, Riscv64Vector
-from torpor.arch.rules import CALL_LIMIT, Facts, asks_again, faults
+from torpor.arch.rules import CALL_LIMIT, asks_again
 from torpor.errors import Obstacle, Unsupported
 from torpor.linux import ptrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torpor.image.record import Record
 
@@ -36,7 +36,6 @@ FLOAT = struct.Struct("=256sI4x")
 VECTOR = struct.Struct("=5Q")
 """struct __riscv_v_regset_state: vstart, vl, vtype, vcsr, vlenb; the registers follow."""
 _UNSAVED = {NT_RISCV_TAGGED_ADDR_CTRL: "pointer masking", NT_RISCV_USER_CFI: "a shadow stack or landing pads"}
-_ABSENT = (errno.ENODEV, errno.EINVAL, errno.ENODATA)
 _OLDEST = (6, 6)
 """Older kernels do not move the registers of an interrupted call back, and keep its first argument to themselves."""
 
@@ -45,19 +44,9 @@ _FIRST_USE = bytes.fromhex("73000000 57f000cc 73001000")
 _PR_RISCV_V_SET_CONTROL, _PR_RISCV_V_VSTATE_CTRL_ON = 69, 2
 
 
-def _set(tid: int, note: int) -> bytes:
-    """A register set, or nothing where this CPU or kernel has none, or this thread has not used it."""
-    try:
-        return ptrace.get_regset(tid, note)
-    except OSError as error:
-        if error.errno in _ABSENT:
-            return b""
-        raise
-
-
 def _vectors(tid: int) -> bytes:
     """The vector registers of a thread that has used them. Raises Unsupported for those that are not of RVV 1.0, or too long."""
-    data = _set(tid, NT_RISCV_VECTOR)
+    data = get(tid, NT_RISCV_VECTOR)
     if not data:
         return b""
     length = VECTOR.unpack_from(data)[4]
@@ -79,13 +68,15 @@ def _write_vectors(tid: int, data: bytes) -> None:
         ptrace.set_regset(tid, NT_RISCV_VECTOR, VECTOR.pack(vstart, vl, 0, vcsr, vlenb) + data[VECTOR.size :])
 
 
-class Riscv64Registers:
+class Riscv64Registers(Regsets):
     """The register records of 64-bit threads.
 
     Every method that takes `tid` needs that thread to be in a ptrace stop of the calling thread, and raises OSError.
     """
 
     __slots__ = ()
+    general, generals, word, ip, call = Riscv64General, (Riscv64General,), 8, "pc", "syscallno"
+    states, rules = STATE_OF, RULES
 
     # General registers.
 
@@ -112,7 +103,7 @@ class Riscv64Registers:
         """
         _refuse(tid)
         records: list[Record] = [self.general_record(self.read_general(tid))]
-        if any(floats := _set(tid, NT_PRFPREG)):
+        if any(floats := get(tid, NT_PRFPREG)):
             f, fcsr = FLOAT.unpack(floats)
             records.append(Riscv64Float(f=f, fcsr=fcsr))
         if vectors := _vectors(tid):
@@ -130,7 +121,7 @@ class Riscv64Registers:
         floats, vectors = given.get(Riscv64Float), given.get(Riscv64Vector)
         if isinstance(floats, Riscv64Float):
             ptrace.set_regset(tid, NT_PRFPREG, FLOAT.pack(floats.f, floats.fcsr))
-        elif any(_set(tid, NT_PRFPREG)):
+        elif any(get(tid, NT_PRFPREG)):
             ptrace.set_regset(tid, NT_PRFPREG, bytes(FLOAT.size))
         if isinstance(vectors, Riscv64Vector):
             v = vectors
@@ -144,14 +135,6 @@ class Riscv64Registers:
         """Give back what `dropped_by_calls` has found."""
         _write_vectors(tid, dropped)
 
-    def knows(self, record: Record) -> bool:
-        """Whether `record` is one of registers."""
-        return type(record) in STATE_OF
-
-    def mask(self, records: Sequence[Record]) -> int:
-        """The record mask that announces `records` (R-B5)."""
-        return mask_of(records, STATE_OF)
-
     def room(self, records: Sequence[Record]) -> Room | None:
         """What a thread with vector registers must execute before `write`; None without them.
 
@@ -163,23 +146,6 @@ class Riscv64Registers:
         call = {"a7": 167, "a0": _PR_RISCV_V_SET_CONTROL, "a1": _PR_RISCV_V_VSTATE_CTRL_ON}
         return Room(_FIRST_USE, b"", "t0", call)
 
-    def validate(
-        self,
-        records: Sequence[Record],
-        *,
-        user_limit: int,
-        is_executable: Callable[[int], bool],
-        is_mapped: Callable[[int], bool],
-        syscall_before: Callable[[int], bool],
-    ) -> list[str]:
-        """Everything that is wrong with these records, a sentence each that names the register (R-D1)."""
-        if not in_order(records, STATE_OF):
-            return ["the register records are unknown, repeated or out of order"]
-        if not records or not isinstance(records[0], Riscv64General):
-            return ["the thread does not have exactly one record of 64-bit general registers"]
-        facts = Facts(user_limit, is_executable, syscall_before)
-        facts.word, facts.ip, facts.call = 8, records[0].pc, records[0].syscallno
-        return [fault for record in records for fault in faults(record, RULES[type(record)], facts)]
 
 
 def _refuse(tid: int) -> None:
@@ -190,7 +156,7 @@ def _refuse(tid: int) -> None:
             Obstacle("kernel", f"Linux {major}.{minor} does not tell which system call a thread is in", "use Linux 6.6 or newer")
         )
     for note, name in _UNSAVED.items():
-        if any(_set(tid, note)[:8]):
+        if any(get(tid, note)[:8]):
             raise Unsupported(
                 Obstacle(f"thread {tid}", f"it uses {name}, which torpor cannot save", "take a checkpoint when it does not")
             )

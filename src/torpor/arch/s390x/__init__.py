@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 
 from torpor.arch.contract import EINTR, Arch
+from torpor.arch.regsets import get
 from torpor.arch.s390x import cpu
 from torpor.arch.s390x.code import CODE_64
 from torpor.arch.s390x.registers import (
@@ -24,7 +25,6 @@ from torpor.arch.s390x.registers import (
     NT_S390_VXRS_LOW,
     REGISTERS,
     SVC,
-    get,
 )
 from torpor.arch.s390x.rules import NONE, PSW_KEPT, PSW_WIDTH
 from torpor.arch.waits import RETRIED, rest, timespec

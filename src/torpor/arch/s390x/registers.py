@@ -10,12 +10,11 @@ Source: arch/s390/kernel/ptrace.c (s390_regsets), asm/ptrace.h (s390_regs), elf.
 
 from __future__ import annotations
 
-import errno
 import struct
 
 from torpor.arch.contract import EINTR, ERESTARTNOHAND
-from torpor.arch.masks import in_order, mask_of
-from torpor.arch.rules import CALL_LIMIT, Facts, asks_again, faults
+from torpor.arch.regsets import Regsets, get
+from torpor.arch.rules import CALL_LIMIT, asks_again
 from torpor.arch.s390x.rules import NONE, PSW_KEPT, PSW_SPACE, PSW_WIDTH, RULES
 from torpor.arch.s390x.state import STATE_OF, S390xAccess, S390xFloat, S390xGeneral, S390xVectorHigh, S390xVectorLow
 from torpor.errors import Obstacle, Unsupported
@@ -23,10 +22,10 @@ from torpor.linux import ptrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from torpor.arch.contract import Room, Seen
+    from torpor.arch.contract import Seen
     from torpor.image.record import Record
 
 # elf.h
@@ -48,27 +47,17 @@ KEPT = NAMES[:18]
 _RESULT, _ORIGINAL = "r2", "orig_gpr2"
 SVC = 2
 """Bytes of the instruction that makes a call."""
-_ABSENT = (errno.ENODEV, errno.EINVAL)
-_UNUSED = (*_ABSENT, errno.ENODATA)
 
 
-def get(tid: int, note: int, absent: tuple[int, ...] = _ABSENT) -> bytes:
-    """A register set, or nothing where this CPU or kernel has none."""
-    try:
-        return ptrace.get_regset(tid, note)
-    except OSError as error:
-        if error.errno in absent:
-            return b""
-        raise
-
-
-class S390xRegisters:
+class S390xRegisters(Regsets):
     """The register records of 64-bit threads.
 
     Every method that takes `tid` needs that thread to be in a ptrace stop of the calling thread, and raises OSError.
     """
 
     __slots__ = ()
+    general, generals, word, ip, call = S390xGeneral, (S390xGeneral,), 8, "psw_addr", "system_call"
+    states, rules = STATE_OF, RULES
 
     # General registers.
 
@@ -155,42 +144,6 @@ class S390xRegisters:
             ptrace.set_regset(tid, NT_S390_VXRS_LOW, _LOW.pack(*lower))
             ptrace.set_regset(tid, NT_S390_VXRS_HIGH, high.vxrs if isinstance(high, S390xVectorHigh) else bytes(256))
 
-    def dropped_by_calls(self, tid: int) -> bytes:
-        """Nothing: a system call keeps all registers but its result."""
-        return b""
-
-    def give_dropped(self, tid: int, dropped: bytes) -> None:
-        """See `dropped_by_calls`."""
-
-    def knows(self, record: Record) -> bool:
-        """Whether `record` is one of registers."""
-        return type(record) in STATE_OF
-
-    def mask(self, records: Sequence[Record]) -> int:
-        """The record mask that announces `records` (R-B5)."""
-        return mask_of(records, STATE_OF)
-
-    def room(self, records: Sequence[Record]) -> Room | None:
-        """Nothing: every thread has room for all registers."""
-        return None
-
-    def validate(
-        self,
-        records: Sequence[Record],
-        *,
-        user_limit: int,
-        is_executable: Callable[[int], bool],
-        is_mapped: Callable[[int], bool],
-        syscall_before: Callable[[int], bool],
-    ) -> list[str]:
-        """Everything that is wrong with these records, a sentence each that names the register (R-D1)."""
-        if not in_order(records, STATE_OF):
-            return ["the register records are unknown, repeated or out of order"]
-        if not records or not isinstance(records[0], S390xGeneral):
-            return ["the thread does not have exactly one record of 64-bit general registers"]
-        facts = Facts(user_limit, is_executable, syscall_before)
-        facts.word, facts.ip, facts.call = 8, records[0].psw_addr, records[0].system_call
-        return [fault for record in records for fault in faults(record, RULES[type(record)], facts)]
 
 
 def _unsaved(tid: int) -> str:
@@ -200,9 +153,9 @@ def _unsaved(tid: int) -> str:
         return "access-register or secondary-space mode"
     if mask & PSW_WIDTH != PSW_WIDTH:
         return "addresses of 31 or 24 bits"
-    if get(tid, NT_S390_GS_CB, _UNUSED) or get(tid, NT_S390_GS_BC, _UNUSED):
+    if get(tid, NT_S390_GS_CB) or get(tid, NT_S390_GS_BC):
         return "guarded storage"
-    return "runtime instrumentation" if get(tid, NT_S390_RI_CB, _UNUSED) else ""
+    return "runtime instrumentation" if get(tid, NT_S390_RI_CB) else ""
 
 
 REGISTERS = S390xRegisters()

@@ -14,8 +14,8 @@ import os
 import struct
 
 from torpor.arch.contract import EINTR, ERESTARTNOHAND, Room
-from torpor.arch.masks import in_order, mask_of
-from torpor.arch.rules import CALL_LIMIT, asks_again, faults
+from torpor.arch.regsets import Regsets
+from torpor.arch.rules import CALL_LIMIT, asks_again
 from torpor.arch.x86 import cpu, xstate
 from torpor.arch.x86.rules import DR6_AT_REST, DR6_CONDITIONS, RULES, X86Facts
 from torpor.arch.x86.state import (
@@ -98,13 +98,16 @@ class Captured:
         self.general, self.tls, self.debug, self.area, self.shadow = general, tls, debug, area, shadow
 
 
-class X86Registers:
+class X86Registers(Regsets):
     """The register records of one kind of thread: `REGISTERS_64` or `REGISTERS_32`.
 
     Every method that takes `tid` needs that thread to be in a ptrace stop of the calling thread, and raises OSError.
     """
 
     __slots__ = ("ax", "general", "names", "orig_ax", "word")
+    generals = (X86General64, X86General32)
+    states, rules = STATE_OF, RULES
+    general: type[X86General64] | type[X86General32]
 
     def __init__(self, word: int, general: type[X86General64] | type[X86General32]) -> None:
         self.word, self.general = word, general
@@ -224,14 +227,6 @@ class X86Registers:
         if isinstance(shadow, X86ShadowStack):
             ptrace.set_regset(tid, NT_X86_SHSTK, struct.pack("<Q", shadow.ssp))
 
-    def knows(self, record: Record) -> bool:
-        """Whether `record` is one of registers."""
-        return type(record) in STATE_OF
-
-    def mask(self, records: Sequence[Record]) -> int:
-        """The record mask that announces `records` (R-B5)."""
-        return mask_of(records, STATE_OF)
-
     def room(self, records: Sequence[Record]) -> Room | None:
         """What a thread with AMX tiles must execute before `write`, after its process has asked for them; None without tiles.
 
@@ -244,34 +239,16 @@ class X86Registers:
         a, d, di = ("rax", "rdx", "rdi") if self.word == 8 else ("eax", "edx", "edi")
         return Room(XRSTOR, xstate.encode(tiles, cpu.host().layout), di, {a: TILES, d: 0})
 
-    def dropped_by_calls(self, tid: int) -> bytes:
-        """Nothing: a system call keeps all registers but those that it is said to change."""
-        return b""
-
-    def give_dropped(self, tid: int, dropped: bytes) -> None:
-        """See `dropped_by_calls`."""
-
-    def validate(
+    def facts(
         self,
         records: Sequence[Record],
-        *,
         user_limit: int,
         is_executable: Callable[[int], bool],
         is_mapped: Callable[[int], bool],
         syscall_before: Callable[[int], bool],
-    ) -> list[str]:
-        """Everything that is wrong with these records, a sentence each that names the register (R-D1).
-
-        `user_limit`: the first address that no program of this kind can use. The three functions answer for the memory
-        that the image describes: is this address executable, is it mapped, does a system call instruction end here.
-        """
-        if not in_order(records, STATE_OF):
-            return ["the register records are unknown, repeated or out of order"]
-        if not records or type(records[0]) is not self.general or (len(records) > 1 and STATE_OF[type(records[1])].bit < 2):
-            return [f"the thread does not have exactly one record of {8 * self.word}-bit general registers"]
-        wide = cpu.host().layout.wide
-        facts = X86Facts(records, user_limit, is_executable, is_mapped, syscall_before, wide)
-        return [fault for record in records for fault in faults(record, RULES[type(record)], facts)]
+    ) -> X86Facts:
+        """See Regsets.facts."""
+        return X86Facts(records, user_limit, is_executable, is_mapped, syscall_before, cpu.host().layout.wide)
 
     def _area_note(self) -> int:
         """Of the register set that is an XSAVE area, or FXSAVE's where there is no XSAVE."""
