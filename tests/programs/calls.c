@@ -98,6 +98,13 @@ static void make_pipe(void)
 		die("pipe");
 }
 
+/* A set of one signal as the kernel takes it: longs, the one with signal 1 first. */
+static u64 set_of(int signal)
+{
+	const u64 set = 1ull << (signal - 1);
+	return sizeof(long) == 4 && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? set << 32 | set >> 32 : set;
+}
+
 static void limit_to(u64 ns)
 {
 	call.wide = (struct wide){(int64_t)(ns / 1000000000u), (int64_t)(ns % 1000000000u)};
@@ -147,7 +154,7 @@ static void call_ppoll_with(long number, long limit)
 {
 	call_poll();
 	limit_to(call.ns);
-	call.mask = 1ull << (SIGUSR1 - 1);
+	call.mask = set_of(SIGUSR1);
 	set_call(number, (long)&call.poll, 1, limit, (long)&call.mask, 8, 0, 0);
 }
 BOTH(call_ppoll, ppoll)
@@ -163,7 +170,7 @@ static void call_pselect_with(long number, long limit)
 {
 	call_select();
 	limit_to(call.ns);
-	call.mask = 1ull << (SIGUSR1 - 1);
+	call.mask = set_of(SIGUSR1);
 	call.sixth.mask = (unsigned long)&call.mask;
 	call.sixth.size = 8;
 	set_call(number, call.pipe[0] + 1, (long)&call.set, 0, 0, limit, (long)&call.sixth, 0);
@@ -213,7 +220,7 @@ static void call_sigtimedwait_with(long number, long limit)
 	sigaddset(&set, SIGUSR2);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	limit_to(call.ns);
-	call.mask = 1ull << (SIGUSR2 - 1);
+	call.mask = set_of(SIGUSR2);
 	set_call(number, (long)&call.mask, (long)&call.info, limit, 8, 0, 0, -EAGAIN);
 }
 BOTH(call_sigtimedwait, rt_sigtimedwait)
@@ -375,7 +382,7 @@ static void call_sigsuspend(void)
 	sigemptyset(&set);
 	sigaddset(&set, SIGALRM);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	call.mask = 1ull << (SIGUSR1 - 1);
+	call.mask = set_of(SIGUSR1);
 	set_call(SYS_rt_sigsuspend, (long)&call.mask, 8, 0, 0, 0, 0, -EINTR);
 }
 

@@ -62,6 +62,8 @@ _CPUS = {
     "e500": "booke efpsingle ppc32 spe",
 }
 """By what the name of a CPU in /proc/cpuinfo begins with, the longest first: what all of them offer."""
+_UNTOLD = {"POWER8": "htm-nosc pkey", "POWER9": "htm htm-nosc htm-no-suspend pkey scv", "POWER10": "pkey scv"}
+"""What they offer besides where kernel and hypervisor allow it, of which the name does not tell: it counts as there."""
 
 
 class PowerHeader(Record, type=0x12F0):
@@ -102,7 +104,7 @@ def described(cpuinfo: Mapping[str, str]) -> PowerHeader:
     if known is None:
         raise UsageError(Obstacle("processor", "its description is neither an image nor a copy of the /proc/cpuinfo of a PowerPC "
                                   "machine that torpor knows"))  # fmt: skip
-    features = set(_CPUS[known].split())
+    features = {*_CPUS[known].split(), *_UNTOLD.get(known, "").split()}
     if "altivec supported" not in model:
         features -= {"altivec", "vsx"}
     return PowerHeader(features=" ".join(sorted(features)), model=model, hwcap=[])
