@@ -78,6 +78,8 @@ int main(int count, char **argument)
     sigaction(SIGUSR1, &action, 0);
     sigaction(SIGALRM, &action, 0);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGINT, SIG_DFL); /* a shell ignores them for what it runs in the background */
+    signal(SIGQUIT, SIG_DFL);
     stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
     sigaltstack(&alternate, 0);
     sigset_t blocked;
