@@ -30,7 +30,7 @@ kind = arch.of_program(pid)
 vdso = next(mapping for mapping in procfs.maps(pid) if mapping.path == "[vdso]")
 process = Process(pid, pid)
 process.arch = kind
-headers = vdso.start + remote._headers_end(process, os.pread(process.mem, 64, vdso.start))
+headers = vdso.start + remote._headers_end(process, vdso.start, os.pread(process.mem, 64, vdso.start))
 type(kind).slot_count = (vdso.end - headers - len(kind.code)) // kind.slot_size + 1
 place = remote.find_padding(process, [vdso])
 assert vdso.start < place < headers, (vdso.start, place, headers)

@@ -200,7 +200,9 @@ def faults(record: Thread, arch: Arch, writable: Callable[[int, int], bool]) -> 
         yield f"its securebits are unknown: {record.securebits:#x}"
     if record.stack_flags & ~(SS_ONSTACK | SS_DISABLE | SS_AUTODISARM):
         yield f"the flags of its alternate stack are unknown: {record.stack_flags:#x}"
-    elif not (record.stack_flags & SS_DISABLE or _ALTERNATE_STACK_MIN <= record.stack_length <= arch.user_limit):
+    elif not (record.stack_flags & SS_DISABLE and record.stack_length < 1 << 8 * arch.word) and not (
+        _ALTERNATE_STACK_MIN <= record.stack_length <= arch.user_limit
+    ):
         yield f"an alternate stack cannot be of {record.stack_length} bytes"  # kernel/signal.c, do_sigaltstack()
     if record.rseq:
         # kernel/rseq.c: it is looked at when it is registered, and written whenever the thread has been preempted.

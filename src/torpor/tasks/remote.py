@@ -75,18 +75,15 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
         if mapping.path == place:
             if offset:
                 return mapping.start + offset
-            head = os.pread(process.mem, 64, mapping.start)
-            if len(head) < 64:
-                raise ProcessLookupError(3, f"process {process.pid} is ending: its memory is gone")
-            places = [_headers_end(process, head)]
-            if process.arch.code_behind_segments:
-                places.append(_loaded(process, mapping.start, head))
+            head = _read(process, 64, mapping.start)
             length = len(process.arch.code)
             for needed in (length + process.arch.slot_size * process.arch.slot_count, length):
-                for behind in places:
-                    start = mapping.start + (behind + 15 & ~15)
+                for end_of in (_headers_end, _segments_end):
+                    start: int = mapping.start + (end_of(process, mapping.start, head) + 15 & ~15)
                     if start + needed <= mapping.end:
                         return start
+                    if not process.arch.code_behind_segments:
+                        break
             raise Unsupported(Obstacle("vdso", "there is no room behind its section headers", pid=process.pid))
     if offset:
         raise Unsupported(Obstacle(place, "the process has none", "start it on a kernel that gives it one", pid=process.pid))
@@ -96,8 +93,16 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
     )  # fmt: skip
 
 
-def _headers_end(process: Process, head: bytes) -> int:
-    """Where the section headers of the vdso end whose ELF header is in `head` (elf(5))."""
+def _read(process: Process, length: int, at: int) -> bytes:
+    """Memory of the process, all of it. Raises ProcessLookupError when it is just ending."""
+    data = os.pread(process.mem, length, at)
+    if len(data) < length:
+        raise ProcessLookupError(3, f"process {process.pid} is ending: its memory is gone")
+    return data
+
+
+def _headers_end(process: Process, start: int, head: bytes) -> int:
+    """Where, from `start`, the section headers of the vdso end whose ELF header is `head` (elf(5))."""
     wide = process.arch.word == 8
     (table,) = struct.unpack_from("=Q" if wide else "=I", head, 40 if wide else 32)
     size, count = struct.unpack_from("=HH", head, 58 if wide else 46)
@@ -105,15 +110,15 @@ def _headers_end(process: Process, head: bytes) -> int:
     return end
 
 
-def _loaded(process: Process, start: int, head: bytes) -> int:
-    """Where the loaded segments of the vdso at `start` end, whose ELF header is in `head` (elf(5))."""
+def _segments_end(process: Process, start: int, head: bytes) -> int:
+    """Where, from `start`, the loaded segments of the vdso there end, whose ELF header is `head` (elf(5))."""
     wide = process.arch.word == 8
     (table,) = struct.unpack_from("=Q" if wide else "=I", head, 32 if wide else 28)
     size, count = struct.unpack_from("=HH", head, 54 if wide else 42)
     segment = struct.Struct("=I4xQ16xQ" if wide else "=II8xI")
     end = 64
     for at in range(start + table, start + table + size * count, size):
-        kind, offset, length = segment.unpack(os.pread(process.mem, segment.size, at))
+        kind, offset, length = segment.unpack(_read(process, segment.size, at))
         if kind == 1:  # PT_LOAD
             end = max(end, offset + length)
     return end
@@ -137,8 +142,10 @@ def _former(process: Process, padding: int, length: int) -> bytes:
         return bytes(length)
     start = padding & -PAGE
     while (head := os.pread(process.mem, 64, start))[:4] != b"\x7fELF":
+        if len(head) < 64:  # it has been killed
+            return bytes(length)
         start -= PAGE
-    if padding - start >= _headers_end(process, head):
+    if padding - start >= _headers_end(process, start, head):
         return bytes(length)
     own = next((mapping for mapping in procfs.maps(os.getpid()) if mapping.path == "[vdso]"), None)
     there = ctypes.string_at(own.start, own.end - own.start) if own else b""
