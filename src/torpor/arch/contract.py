@@ -12,6 +12,7 @@ import struct
 import sys
 
 from torpor.arch.waits import Waits
+from torpor.linux import elf
 from torpor.linux.libc import PAGE, WORD
 
 TYPE_CHECKING = False
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 # include/linux/errno.h: how an interrupted call asks to be restarted. They never reach user space.
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
 EINTR = 4
+_PT_LOAD, _PT_GNU_STACK = 1, 0x6474E551
 _DESCRIPTOR_AT = 0xC0  # in a stub, behind its headers
 
 
@@ -355,20 +357,13 @@ class Arch(Waits):
 
         `execve` of it gives a fresh task that maps its work area at `work` and then stops for its tracer (elf(5)).
         """
-        wide = self.word == 8
         header = 0x100
         first = entry = address + header + self.code.symbols["entry"]
         if self.descriptors:
             entry = address + _DESCRIPTOR_AT
-        ident = b"\x7fELF" + bytes((2 if wide else 1, 1 if sys.byteorder == "little" else 2, 1)) + bytes(9)
-        if wide:
-            head = struct.pack("=16sHHIQQQIHHHHHH", ident, 2, self.elf_machine, 1, entry, 64, 0, self.elf_flags, 64, 56, 2, 0, 0, 0)
-            head += struct.pack("=IIQQQQQQ", 1, 5, 0, address, address, PAGE, PAGE, PAGE)
-            head += struct.pack("=IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)  # PT_GNU_STACK: not executable
-        else:
-            head = struct.pack("=16sHHIIIIIHHHHHH", ident, 2, self.elf_machine, 1, entry, 52, 0, self.elf_flags, 52, 32, 2, 0, 0, 0)
-            head += struct.pack("=8I", 1, 0, address, address, PAGE, PAGE, 5, PAGE)
-            head += struct.pack("=8I", 0x6474E551, 0, 0, 0, 0, 0, 6, 16)
+        head = elf.header(self.elf_machine, self.word, self.elf_flags, entry, 2)
+        head += elf.segment(self.word, _PT_LOAD, 5, 0, address, PAGE, PAGE)
+        head += elf.segment(self.word, _PT_GNU_STACK, 6, 0, 0, 0, 16)  # not executable
         known = {"v_work": work, "v_length": length, **values}
         known = {name: value for name, value in known.items() if name in self.code.variables}
         body = self.code.placed(address + header, work, known)

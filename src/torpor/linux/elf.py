@@ -49,6 +49,29 @@ def _find_note(notes: bytes, order: str) -> bytes:
     return b""
 
 
+def header_size(word: int, segments: int) -> int:
+    """Bytes of the ELF header and of `segments` program headers behind it, `word` bytes in a pointer."""
+    return 64 + 56 * segments if word == 8 else 52 + 32 * segments
+
+
+def header(machine: int, word: int, flags: int, entry: int, segments: int) -> bytes:
+    """The ELF header of an executable, `word` bytes in a pointer, in this kernel's byte order (elf(5)).
+
+    `flags` is e_flags, `entry` the address of its first instruction; `segments` program headers are to follow.
+    """
+    ident = b"\x7fELF" + bytes((word // 4, 1 if sys.byteorder == "little" else 2, 1)) + bytes(9)
+    layout = "=16sHHIQQQIHHHHHH" if word == 8 else "=16sHHIIIIIHHHHHH"
+    first, each = header_size(word, 0), header_size(word, 1) - header_size(word, 0)
+    return struct.pack(layout, ident, 2, machine, 1, entry, first, 0, flags, first, each, segments, 0, 0, 0)
+
+
+def segment(word: int, kind: int, flags: int, offset: int, address: int, length: int, align: int) -> bytes:
+    """A program header: `kind` is p_type, `flags` p_flags, the rest in bytes (elf(5))."""
+    if word == 8:
+        return struct.pack("=IIQQQQQQ", kind, flags, offset, address, address, length, length, align)
+    return struct.pack("=8I", kind, offset, address, address, length, length, flags, align)
+
+
 def runs(machine: int, word: int, flags: int) -> bool:
     """Whether this kernel runs programs of an ELF machine, `word` bytes in a pointer, and e_flags, in its own byte order.
 
@@ -56,15 +79,8 @@ def runs(machine: int, word: int, flags: int) -> bool:
     other ENOEXEC, and there is no process. A kernel's configuration does not tell: what it has can be switched off when it is
     booted (fs/binfmt_elf.c; binfmt_misc, which would run a program by an emulator, does not count).
     """
-    size, entry = (64, 56) if word == 8 else (52, 32)
-    ident = b"\x7fELF" + bytes((word // 4, 1 if sys.byteorder == "little" else 2, 1)) + bytes(9)
-    layout = "=16sHHIQQQIHHHHHH" if word == 8 else "=16sHHIIIIIHHHHHH"
-    program = struct.pack(layout, ident, 2, machine, 1, 0, size, 0, flags, size, entry, 1, 0, 0, 0)
-    at, length = size + entry, len(_NOWHERE)
-    if word == 8:
-        program += struct.pack("=IIQQQQQQ", _PT_INTERP, 4, at, 0, 0, length, length, 1)
-    else:
-        program += struct.pack("=8I", _PT_INTERP, at, 0, 0, length, length, 4, 1)
+    interpreter = segment(word, _PT_INTERP, 4, header_size(word, 1), 0, len(_NOWHERE), 1)
+    program = header(machine, word, flags, 0, 1) + interpreter
     file = os.memfd_create("torpor-asks", os.MFD_CLOEXEC)
     try:
         os.write(file, program + _NOWHERE)

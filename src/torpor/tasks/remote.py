@@ -64,6 +64,24 @@ def quiet_signal(status: Status) -> int:
     return 0
 
 
+def stop_again(tid: int) -> list[int]:
+    """Let a stopped thread on from where it is to its next boundary to user space. Returns the signals that were held back.
+
+    Raises ProcessLookupError when it was killed meanwhile.
+    """
+    held: list[int] = []
+    while True:
+        # Each time anew, and first: any stop uses an interrupt up, and so the thread executes nothing (ptrace(2)).
+        ptrace.interrupt(tid)
+        ptrace.cont(tid)
+        status = ptrace.wait(tid)
+        if status is None or not os.WIFSTOPPED(status):
+            raise ProcessLookupError(3, f"task {tid} was killed meanwhile")
+        if status >> 16 == ptrace.EVENT_STOP:
+            return held
+        held.append(status >> 8 & 0xFF)
+
+
 def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
     """Where torpor's code can lie in a process: the address behind the vdso's section headers (elf(5)), as a rule.
 
@@ -295,15 +313,7 @@ class Remote:
 
         Not every kernel takes a word before that on which call is to be made again, or that none is.
         """
-        tid = self.thread.tid
-        ptrace.interrupt(tid)
-        ptrace.cont(tid)
-        while (status := ptrace.wait(tid)) is not None and os.WIFSTOPPED(status):
-            if status >> 16 == ptrace.EVENT_STOP:
-                return
-            self.suppressed.append(status >> 8 & 0xFF)
-            ptrace.cont(tid)
-        raise ProcessLookupError(3, f"process {self.thread.process.pid} was killed meanwhile")
+        self.suppressed += stop_again(self.thread.tid)
 
     def _come_to_end(self) -> None:
         """Bring the thread to the end of a call that does nothing, a notification without signal. From there it would heal, too."""

@@ -1,9 +1,9 @@
 """A restored thread goes on in the call it was in, with the time that was left.
 
 Calls that the kernel restarts by themselves need nothing but their registers. Those with a restart block (-516: nanosleep,
-poll, futex
-with a timeout) need the block: the thread enters the call anew, with the rest of the time, while an interrupt is pending already,
-so that the call ends at once and the kernel itself has built the block. docs/architecture.md has the alternative.
+poll, futex with a timeout) need the block: the thread enters the call anew, with the rest of the time, while an interrupt is
+pending already, so that the call ends at once and the kernel itself has built the block. docs/architecture.md has the
+alternative.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from torpor.arch.contract import ERESTART_RESTARTBLOCK
 from torpor.arch.waits import NO_LIMIT
 from torpor.linux import ptrace
+from torpor.tasks.remote import stop_again
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,22 +46,12 @@ def _interrupted_call(remote: Remote, call: tuple[int, ...]) -> int:
     tid = remote.thread.tid
     remote.begin(call)
     ptrace.cont_to_syscall(tid)
-    _await(tid, _SYSCALL_STOP)
-    ptrace.interrupt(tid)
-    ptrace.cont(tid)
-    _await(tid, 0)
+    while (status := ptrace.wait(tid)) is not None and os.WIFSTOPPED(status) and status >> 8 != _SYSCALL_STOP:
+        ptrace.cont_to_syscall(tid)
+    if status is None or not os.WIFSTOPPED(status):
+        raise ProcessLookupError(3, f"task {tid} was killed meanwhile")
+    remote.suppressed += stop_again(tid)
     arch, regs = remote.arch, remote.arch.registers.read_general(tid)
     if arch.rewinds and regs[arch.ip] == remote.code_at + arch.code.symbols["call"]:
         return -ERESTART_RESTARTBLOCK  # it is to be made again
     return arch.outcome(regs)
-
-
-def _await(tid: int, signal: int) -> None:
-    """Wait for a system call stop (`signal` is SIGTRAP|0x80) or for the stop that an interrupt brings (0)."""
-    while True:
-        status = ptrace.wait(tid)
-        if status is None or not os.WIFSTOPPED(status):
-            raise ProcessLookupError(3, f"task {tid} was killed meanwhile")
-        if (signal and status >> 8 == signal) or (not signal and status >> 16 == ptrace.EVENT_STOP):
-            return
-        ptrace.cont(tid)
