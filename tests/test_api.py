@@ -13,6 +13,7 @@ import pytest
 
 import torpor
 from tests.conftest import SRC
+from torpor.tasks import freeze
 
 COUNTER = """
 import os, sys, time
@@ -135,3 +136,32 @@ def test_import_costs_next_to_nothing() -> None:
 def subreaper() -> None:
     """PID 1 may reap late, and a restart finds the id taken: what a killed tree leaves is ours to reap."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+SPAWNS = """
+import os, sys
+wait_for_writer = [(os.POSIX_SPAWN_OPEN, 5, sys.argv[1], os.O_RDONLY, 0)]
+spawned = os.posix_spawn("/bin/true", ["true"], {}, file_actions=wait_for_writer)  # until then in vfork(2)
+os.waitpid(spawned, 0)
+sys.exit(7)
+"""
+
+
+def test_a_program_that_cannot_be_stopped_goes_on_unharmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the caller, who stays its tracer if it once became that, goes on too."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    pid = start(SPAWNS, str(fifo))
+    end = time.monotonic() + 20
+    while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "D":
+        assert time.monotonic() < end, "it is not in vfork"
+        time.sleep(0.01)
+    monkeypatch.setattr(freeze, "PATIENCE", 0.3)
+    with pytest.raises(torpor.Unsupported, match="has been busy in the kernel"):
+        torpor.checkpoint(pid, tmp_path / "image")
+    assert not (tmp_path / "image").exists()
+    fifo.write_bytes(b"")  # now somebody writes
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        assert time.monotonic() < end, "it does not go on"
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7

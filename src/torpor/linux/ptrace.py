@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 
 from torpor.linux import libc
 from torpor.linux.libc import IoVec
@@ -104,16 +105,23 @@ def set_regset(tid: int, note: int, data: bytes) -> None:
     _request(SETREGSET, tid, note, ctypes.addressof(iov))
 
 
+def _as_longs(mask: int) -> int:
+    """As the kernel has it: longs, that of signal 1 first (asm/signal.h). Those of 32 bits look swapped if the big end is first."""
+    if libc.WIDE_KERNEL or sys.byteorder == "little":
+        return mask
+    return (mask & 0xFFFFFFFF) << 32 | mask >> 32
+
+
 def get_signal_mask(tid: int) -> int:
     """The blocked signals of a stopped task, bit n-1 for signal n."""
     mask = ctypes.c_uint64()
     _request(GETSIGMASK, tid, 8, ctypes.addressof(mask))
-    return mask.value
+    return _as_longs(mask.value)
 
 
 def set_signal_mask(tid: int, mask: int) -> None:
     """Replace the blocked signals of a stopped task (SIGKILL and SIGSTOP are left out by the kernel)."""
-    value = ctypes.c_uint64(mask)
+    value = ctypes.c_uint64(_as_longs(mask))
     _request(SETSIGMASK, tid, 8, ctypes.addressof(value))
 
 

@@ -33,6 +33,8 @@ STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP SIGTSTP SIGTTIN SIGTTOU
 
 PATIENCE = 10.0
 """Seconds to wait for a task that is busy in the kernel (vfork, a slow disk) before the checkpoint is refused."""
+_LOOK, _ASK_AGAIN = 0.001, 1.0
+"""Seconds after which a thread is looked at although nothing has told of a change, and is asked again to stop."""
 
 
 CLOCK_TRIES = 6
@@ -203,6 +205,7 @@ class FrozenTree:
             # One at a time: between the stop of a thread and `interrupted.hasten` lies the one instant at which the death of
             # torpor could show, as EINTR from a call that any stop ends.
             for tid in new:
+                self._await_disk(process, tid)
                 if thread := self._take(process, tid):
                     process.threads.append(thread)
                 else:
@@ -244,6 +247,25 @@ class FrozenTree:
             ptrace.cont(tid)
             time.sleep(1e-6)  # with the kernel's slack some 60 us; sooner it would not come to its next instruction
 
+    def _await_disk(self, process: FrozenProcess, tid: int) -> None:
+        """Wait while a thread sleeps where no signal reaches it (vfork(2), a disk). Raises Unsupported when that lasts too long.
+
+        Nothing has been asked of it then. What was asked to stop, and could not, would stop later, when nobody lets it go on.
+        """
+        pid, since, waited = process.pid, None, 0.0
+        try:
+            stat = process.stat if tid == pid else procfs.stat(pid, tid)
+            while stat.state == "D":
+                ran = procfs.exec_start(pid, tid)
+                if waited and ran != since:
+                    return  # one wait after the other: it will stop between two of them
+                if waited > PATIENCE:
+                    raise _busy(pid, tid)
+                time.sleep(_LOOK)
+                since, waited, stat = ran, waited + _LOOK, procfs.stat(pid, tid)
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it has ended
+
     def _seize(self, pid: int, tid: int) -> bool:
         """Become the tracer of one thread; False if it has ended meanwhile."""
         try:
@@ -273,13 +295,20 @@ class FrozenTree:
             ptrace.interrupt(tid)
         except (FileNotFoundError, ProcessLookupError):
             return -1, None
-        patience = time.monotonic() + PATIENCE
+        waited, asked = 0.0, 0.0
         while True:
             status = ptrace.wait(tid, block=False)
             if status is None:
-                if time.monotonic() > patience:
+                if waited > PATIENCE:
                     raise _busy(pid, tid)
-                self.changes.wait(0.001)
+                if waited - asked > _ASK_AGAIN:
+                    # To ask a thread twice is to ask it once. It costs nothing against whatever has used the first one up.
+                    _ignoring_gone(ptrace.interrupt, tid)
+                    asked = waited
+                before = time.monotonic()
+                self.changes.wait(_LOOK)
+                # When the machine or torpor itself has stood still meanwhile, the thread had no time either.
+                waited += min(time.monotonic() - before, 10 * _LOOK)
             elif not os.WIFSTOPPED(status):
                 self._seized.discard(tid)
                 return -1, None
@@ -394,13 +423,20 @@ def _not_ours(pid: int, tid: int, tracer: int) -> TorporError:
 
 
 def _busy(pid: int, tid: int) -> Unsupported:
-    where = procfs.wchan(pid, tid)
+    ran = procfs.exec_start(pid, tid)
+    time.sleep(0.1)
+    where, state = procfs.wchan(pid, tid), procfs.stat(pid, tid).state
+    starved = state == "R" and ran is not None and ran == procfs.exec_start(pid, tid)
     return Unsupported(
         Obstacle(
             "process" if pid == tid else f"thread {tid}",
-            f"it has been busy in the kernel for {PATIENCE:.0f} s and cannot be stopped there"
-            + (f" (in {where})" if where else ""),
-            "try again when the vfork child has called execve, or the disk or network file system answers",
+            f"it has been given no processor for {PATIENCE:.0f} s, and so it cannot be stopped"
+            if starved
+            else f"it has been busy in the kernel for {PATIENCE:.0f} s and cannot be stopped there"
+            + f" (state {state}{f', in {where}' if where else ''})",
+            "try again when others leave it one"
+            if starved
+            else "try again when the vfork child has called execve, or the disk or network file system answers",
             pid=pid,
         )
     )
