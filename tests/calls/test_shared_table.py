@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -34,6 +35,13 @@ def test_directories_of_their_own(tmp_path: Path) -> None:
         _cycle(tmp_path)
 
 
+def executes(pid: int) -> Path | None:
+    """The program of a process; None of one that has ended, which may be another test's."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(os.readlink(f"/proc/{pid}/exe"))
+    return None
+
+
 def _cycle(tmp_path: Path) -> None:
     (tmp_path / "program.c").write_text(PROGRAM)
     subprocess.run(["gcc", "-O1", "-o", tmp_path / "program", tmp_path / "program.c"], check=True)
@@ -52,13 +60,10 @@ def _cycle(tmp_path: Path) -> None:
         reaper.wait_gone(tree)
         back = torpor(reaper, "restart", tmp_path / "image", "--detach")
         assert back.code == 0, back
-        found = [each for each in descendants(os.getpid()) if Path(os.readlink(f"/proc/{each}/exe")).name == "program"]
+        found = [each for each in descendants(os.getpid()) if executes(each) == tmp_path / "program"]
         assert [os.readlink(f"/proc/{each}/cwd") for each in found] == ["/tmp", "/usr"]
     finally:
         for each in [pid, *descendants(os.getpid())]:
-            try:
-                if Path(os.readlink(f"/proc/{each}/exe")).parent == tmp_path:
-                    os.kill(each, 9)
-            except OSError:
-                continue
+            if executes(each) == tmp_path / "program":
+                os.kill(each, 9)
         reaper.kill_orphans()
