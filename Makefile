@@ -25,14 +25,13 @@ TEST_PACKAGES := python3 python3-venv make gcc libc6-dev binutils perl ruby ffmp
 ifeq ($(MACHINE),x86_64)
 # gcc-12-multilib and not gcc-multilib: that one conflicts with Debian's cross compilers.
 TEST_PACKAGES += gcc-12-multilib libc6-dev-i386
-# What tests/machines builds for and boots; the last only where torpor does not run yet (make test-machines).
+# What tests/machines builds for and boots.
 TEST_PACKAGES += qemu-system-x86 qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 TEST_PACKAGES += gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
 TEST_PACKAGES += qemu-system-misc gcc-riscv64-linux-gnu libc6-dev-riscv64-cross
 TEST_PACKAGES += gcc-s390x-linux-gnu libc6-dev-s390x-cross
 TEST_PACKAGES += qemu-system-ppc gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross gcc-powerpc64-linux-gnu libc6-dev-ppc64-cross
 TEST_PACKAGES += gcc-powerpc-linux-gnu libc6-dev-powerpc-cross
-OTHER_MACHINES :=
 endif
 
 # The interpreter: Debian's own before any other, because tests and demo also run as users who may not enter the home
@@ -90,7 +89,6 @@ test: packages venv lint pytest
 test-full: export TORPOR_TEST_FULL := 1
 test-full: test
 
-test-machines: export TORPOR_TEST_MACHINES := all
 test-machines: packages venv
 	@.venv/bin/python -m pytest tests/machines $(ARGS)
 
@@ -104,7 +102,7 @@ pytest: venv
 
 packages:
 	@$(functions)
-	need $(TEST_PACKAGES) $(if $(TORPOR_TEST_MACHINES),$(OTHER_MACHINES))
+	need $(TEST_PACKAGES)
 
 # .venv/made-from says for which dependencies and interpreter the tools were installed.
 venv:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from tests.calls.program import ALL_TIMED, ALL_UNTIMED
 from tests.machines.machines import Machine
 from tests.settings import FULL
 
-ALL = FULL or os.environ.get("TORPOR_TEST_MACHINES") == "all"
-"""Whether those machines are booted too on which torpor does not run yet: make test-machines does."""
 CYCLES = 20 if FULL else 2
 """How often a case is checkpointed, killed and restarted."""
 GROUP_WITHIN = 3600.0 if FULL else 240.0  # s, for cases that are run together
@@ -22,9 +19,7 @@ BY_VDSO = "-vdso"
 
 
 def names(machine: Machine) -> list[str]:
-    """The cases of a machine; one on which torpor does not run yet is only seen to boot."""
-    if not machine.supported:
-        return ["boot"]
+    """The cases of a machine."""
     found = ["check", "image", "python", "pipeline"]
     for width in machine.compilers:
         found += [f"torture-{width}-{threads}" for threads in THREADS]
@@ -32,9 +27,7 @@ def names(machine: Machine) -> list[str]:
         if machine.name not in X86:
             calls = [name for name in calls if not name.endswith(BY_VDSO)]
         found += [f"call-{width}-{name}" for name in calls]
-    if machine.poorer[0]:
-        found += [f"{case}-{width}" for case in ("saved", "moved") for width in machine.compilers if width in machine.poorer_for]
-    return found
+    return found + [f"{case}-{width}" for case in ("saved", "moved") for width in machine.feature[1]]
 
 
 def on_poorer(case: str) -> bool:

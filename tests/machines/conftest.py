@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.machines.boot import Booted, boot
-from tests.machines.cases import ALL, ALL_WITHIN, CYCLES, GROUP_WITHIN, on_poorer
+from tests.machines.cases import ALL_WITHIN, CYCLES, GROUP_WITHIN, on_poorer
 from tests.machines.foreign import leave_an_image
 from tests.machines.images import image, prebuilt
 from tests.machines.machines import MACHINES, Machine
@@ -30,9 +30,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("machines")
         for line in config.stash[LINES]:
             terminalreporter.write_line(line)
-        if not ALL:
-            others = ", ".join(name for name, machine in MACHINES.items() if not machine.supported)
-            terminalreporter.write_line(f"not booted, for torpor does not run there yet (make test-machines does): {others}")
 
 
 @pytest.fixture
@@ -65,22 +62,22 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
         pytest.skip(f"{machine.name}: no prebuilt kernel and root: {' '.join(map(str, prebuilt(machine)))}")
     programs = work / "programs"
     programs.mkdir()
-    for bits, compiler in machine.compilers.items() if machine.supported else ():
+    for bits, compiler in machine.compilers.items():
         for name in ("torture", "calls"):
             compile_program(name, bits, programs, compiler)
-        if machine.poorer[0] and bits in machine.poorer_for:
+        if bits in machine.feature[1]:
             compile_program("feature", bits, programs, (*compiler, "-static"))
     if "image" in cases:
         leave_an_image(work)
     later = [case for case in cases if on_poorer(case)]
     needed = {case.replace("moved", "saved") for case in later}
     first = [case for case in cases if case not in later] + sorted(needed.difference(cases))
-    job = {"cases": first, "cycles": CYCLES, "seconds": GROUP_WITHIN * machine.slowness, "seed": SEED, "feature": machine.poorer[1]}
-    job["slowness"] = machine.slowness
+    job = {"cases": first, "cycles": CYCLES, "seconds": GROUP_WITHIN * machine.slowness, "seed": SEED, "slowness": machine.slowness}
+    job["feature"] = machine.feature[0]
     ran = boot(machine, image(machine), work, job, ALL_WITHIN)
     if not later:
         return ran, ran
     for left in ("booted", "results"):
         (work / left).rename(work / f"{left}-first")
-    poorer = replace(machine, qemu=(*machine.qemu[:-1], machine.poorer[0]))
+    poorer = replace(machine, qemu=(machine.qemu[0], *machine.poorer))
     return ran, boot(poorer, image(machine), work, {**job, "cases": later}, ALL_WITHIN)

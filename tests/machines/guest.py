@@ -15,7 +15,6 @@ import re
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -44,14 +43,6 @@ CALLS_AT_ONCE = 14
 
 Report = Callable[[str, bool, str], None]
 """Takes the case, whether it is well, and what there is to say."""
-
-
-def boot(report: Report, cases: list[str], cycles: int) -> None:
-    """A Python of its own starts here, with the C library at hand; torpor is not tried."""
-    source = "import ctypes, sys; print(ctypes.CDLL(None).getpid(), 8 * ctypes.sizeof(ctypes.c_long), sys.byteorder, sys.version)"
-    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
-    said = process.communicate()[0].split(maxsplit=1)
-    report(cases[0], said[:1] == [str(process.pid)], f"torpor does not run here yet; {' '.join(said[1:]).strip()}")
 
 
 def check(report: Report, cases: list[str], cycles: int) -> None:
@@ -261,7 +252,7 @@ def _refusal(executable: Path, name: str, directory: Path) -> str:
 
 
 KINDS = {
-    "boot": boot, "check": check, "image": image, "python": python, "pipeline": pipeline, "torture": torture, "call": calls,
+    "check": check, "image": image, "python": python, "pipeline": pipeline, "torture": torture, "call": calls,
     "saved": saved, "moved": moved,
 }  # fmt: skip
 

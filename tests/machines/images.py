@@ -1,8 +1,8 @@
 """Finished machines, kept outside the tree: a second run builds nothing.
 
 They are under $TORPOR_MACHINES_CACHE, else $XDG_CACHE_HOME/torpor/machines, else ~/.cache/torpor/machines. A machine is known by
-a hash of its row in the table and of the files of this directory that make it; its packages' versions are those of the day on
-which it was made, and `made-from` beside it names them.
+a hash of what its row in the table says of its kernel and root, and of the files of this directory that make these; its packages'
+versions are those of the day on which it was made, and `made-from` beside it names them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def prebuilt(machine: Machine) -> tuple[Path, Path]:
 
 def image(machine: Machine) -> Image:
     """The kernel and the root of `machine`, made if they are not there. Raises FetchFailure, OSError."""
-    key = hashlib.sha256(repr(machine).encode())
+    made_from = (machine.suite, machine.kernel, machine.packages, machine.modules)
+    key = hashlib.sha256(repr(made_from).encode())
     if machine.prebuilt:
         key.update("".join(f"{file.stat().st_size} {file.stat().st_mtime_ns} " for file in prebuilt(machine)).encode())
     for name in MAKERS:

@@ -24,7 +24,7 @@ class Machine:
     kernel: str
     """The package that depends on the newest kernel image."""
     qemu: tuple[str, ...]
-    """QEMU's program, machine and CPU."""
+    """QEMU's program, machine and CPU (the last word)."""
     compilers: dict[int, tuple[str, ...]]
     """By the width of its programs in bits: the compiler that builds them, on an amd64 host."""
     packages: tuple[str, ...] = ROOT_PACKAGES
@@ -39,14 +39,12 @@ class Machine:
     """What keeps QEMU from adding devices that nobody asked for."""
     prebuilt: bool = False
     """Kernel and root were built for it, for Debian has the architecture no more (images.py); it has no suite."""
-    poorer: tuple[str, str] = ("", "")
-    """A CPU that lacks a feature which that of `qemu` has, and what torpor calls the feature (tests/programs/feature.c uses it)."""
-    poorer_for: tuple[int, ...] = (64, 32)
-    """The width of the programs that have that feature."""
+    poorer: tuple[str, ...] = ()
+    """Like `qemu`, without the program: a CPU that lacks a feature which that one has. Empty: there is none."""
+    feature: tuple[str, tuple[int, ...]] = ("", ())
+    """What torpor calls that feature, and the widths of the programs that have it (tests/programs/feature.c uses it)."""
     slowness: float = 1.0
     """How many times the time of others is given to it."""
-    supported: bool = True
-    """Whether torpor runs on it; else only that it boots is tried, so that it is there when an architecture is added."""
 
 
 # -cpu max: all that QEMU can do, AVX2 among it. One CPU each: two of them slow each other down where QEMU translates.
@@ -60,7 +58,8 @@ MACHINES = {
             qemu=("qemu-system-x86_64", "-machine", "pc", "-cpu", "max"),
             compilers={64: ("gcc", "-m64"), 32: ("gcc", "-m32", "-idirafter", "/usr/include/x86_64-linux-gnu")},
             packages=(*ROOT_PACKAGES, "libc6-i386"),
-            poorer=("max,avx=off,xsave=off", "avx"),
+            poorer=("-machine", "pc", "-cpu", "max,avx=off,xsave=off"),
+            feature=("avx", (64, 32)),
         ),
         Machine(
             name="i386",
@@ -68,7 +67,8 @@ MACHINES = {
             kernel="linux-image-686-pae",
             qemu=("qemu-system-i386", "-machine", "pc", "-cpu", "max"),
             compilers={32: ("gcc", "-m32", "-idirafter", "/usr/include/x86_64-linux-gnu")},
-            poorer=("max,avx=off,xsave=off", "avx"),
+            poorer=("-machine", "pc", "-cpu", "max,avx=off,xsave=off"),
+            feature=("avx", (32,)),
         ),
         Machine(
             name="arm64",
@@ -79,8 +79,8 @@ MACHINES = {
             # Static: Debian has no C library for 32-bit programs in this architecture.
             compilers={64: ("aarch64-linux-gnu-gcc",), 32: ("arm-linux-gnueabihf-gcc", "-static")},
             console="ttyAMA0",
-            poorer=("cortex-a57", "sve"),
-            poorer_for=(64,),
+            poorer=("-machine", "virt", "-cpu", "cortex-a57"),
+            feature=("sve", (64,)),
             slowness=2.0,
         ),
         Machine(
@@ -113,7 +113,8 @@ MACHINES = {
             modules=("9pnet_virtio", "9p"),
             console="ttysclp0",
             transport="ccw",
-            poorer=("max,vx=off,vxeh=off,vxeh2=off", "vx"),
+            poorer=("-machine", "s390-ccw-virtio", "-cpu", "max,vx=off,vxeh=off,vxeh2=off"),
+            feature=("vx", (64,)),
             slowness=2.0,  # on a busy host torpor takes more than 15 s until it has stopped the first process
         ),
         Machine(
@@ -122,7 +123,8 @@ MACHINES = {
             kernel="linux-image-riscv64",
             qemu=("qemu-system-riscv64", "-machine", "virt", "-cpu", "rv64,v=true,vlen=256,vext_spec=v1.0"),
             compilers={64: ("riscv64-linux-gnu-gcc",)},
-            poorer=("rv64", "zve32x"),
+            poorer=("-machine", "virt", "-cpu", "rv64"),
+            feature=("zve32x", (64,)),
             slowness=4.0,  # QEMU 7.2 forgets all its translated addresses whenever the kernel touches a program's memory
         ),
         Machine(
@@ -133,6 +135,8 @@ MACHINES = {
             compilers={64: ("powerpc64-linux-gnu-gcc",), 32: ("powerpc-linux-gnu-gcc",)},
             console="hvc0",
             prebuilt=True,
+            poorer=("-machine", f"{PSERIES},cap-vsx=off", "-cpu", "power9"),
+            feature=("vsx", (64,)),
             slowness=2.0,
         ),
         Machine(
@@ -144,7 +148,9 @@ MACHINES = {
             console="ttyPZ0",
             bare=("-vga", "none", "-net", "none"),  # without the keyboard that it looks for it takes minutes to start
             prebuilt=True,
-            supported=False,
+            poorer=("-machine", "mac99,via=pmu", "-cpu", "750"),
+            feature=("altivec", (32,)),
+            slowness=2.0,
         ),
     )
 }

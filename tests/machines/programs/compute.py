@@ -21,7 +21,7 @@ def link(value: str) -> str:
     """The next number of a chain: a hash, an integer and a float of it."""
     digest = hashlib.sha256(value.encode()).digest()
     number = int.from_bytes(digest, "big") ** 3 % (2**127 - 1)
-    return f"{number:x} {math.sqrt(number) * math.sin(number % 1000):.6e}"
+    return f"{number:x} {math.sqrt(number) / (number % 1000 + 0.7):.6e}"  # no sin(): glibc's makes QEMU's G4 say SIGILL
 
 
 def last_link(thread: int, links: int) -> str:
