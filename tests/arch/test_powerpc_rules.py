@@ -23,6 +23,7 @@ from torpor.arch.powerpc.state import (
     PowerPriority,
     PowerSpe,
     PowerTar,
+    PowerVrsave,
     PowerVsx,
 )
 from torpor.errors import UsageError
@@ -75,6 +76,7 @@ GOOD: list[list[Record]] = [
     [narrow(), floats(fpscr=3), vectors(), PowerVsx(low=[NONE] * 32)],
     [general(), PowerTar(tar=NONE), PowerPriority(ppr=4 << 50), PowerDscr(dscr=0x1FF_FFFF), PowerFloatMode(mode=3)],
     [general(), PowerKeyRights(amr=NONE)],
+    [narrow(), PowerVrsave(vrsave=NONE_32)],
     [narrow(), PowerSpe(evr=[NONE_32] * 32, acc=NONE, spefscr=NONE_32)],
 ]
 HOSTILE: list[tuple[list[Record], str]] = [
@@ -160,6 +162,7 @@ PLAIN = BITS[PowerGeneral64] | BITS[PowerFloat]
         ("fpu ppc32 spe", BITS[PowerGeneral32] | BITS[PowerSpe], POWER9, "used", ["spe: its signal processing registers"]),
         ("booke fpu ppc32", BITS[PowerGeneral32] | BITS[PowerBooke], "booke fpu ppc32", "same", ["booke: hardware breakpoints"]),
         ("fpu ppc32", BITS[PowerGeneral32] | BITS[PowerFloat], "fpu ppc64", "used", ["ppc32: its 32-bit registers are in use"]),
+        ("altivec fpu ppc32", BITS[PowerGeneral32] | BITS[PowerVrsave], "fpu ppc32", "used", []),
         (POWER9, PLAIN, "fpu ppc32", "used", ["ppc64: its 64-bit registers are in use"]),
         (POWER9, PLAIN | 1 << 2, POWER9, "same", ["the threads have register records of kinds"]),
     ],

@@ -79,5 +79,5 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
         return ran, ran
     for left in ("booted", "results"):
         (work / left).rename(work / f"{left}-first")
-    poorer = replace(machine, qemu=(machine.qemu[0], *machine.poorer))
+    poorer = replace(machine, qemu=(*machine.qemu[:-1], machine.poorer))
     return ran, boot(poorer, image(machine), work, {**job, "cases": later}, ALL_WITHIN)

@@ -39,8 +39,8 @@ class Machine:
     """What keeps QEMU from adding devices that nobody asked for."""
     prebuilt: bool = False
     """Kernel and root were built for it, for Debian has the architecture no more (images.py); it has no suite."""
-    poorer: tuple[str, ...] = ()
-    """Like `qemu`, without the program: a CPU that lacks a feature which that one has. Empty: there is none."""
+    poorer: str = ""
+    """A CPU that lacks a feature which that of `qemu` has."""
     feature: tuple[str, tuple[int, ...]] = ("", ())
     """What torpor calls that feature, and the widths of the programs that have it (tests/programs/feature.c uses it)."""
     slowness: float = 1.0
@@ -58,7 +58,7 @@ MACHINES = {
             qemu=("qemu-system-x86_64", "-machine", "pc", "-cpu", "max"),
             compilers={64: ("gcc", "-m64"), 32: ("gcc", "-m32", "-idirafter", "/usr/include/x86_64-linux-gnu")},
             packages=(*ROOT_PACKAGES, "libc6-i386"),
-            poorer=("-machine", "pc", "-cpu", "max,avx=off,xsave=off"),
+            poorer="max,avx=off,xsave=off",
             feature=("avx", (64, 32)),
         ),
         Machine(
@@ -67,7 +67,7 @@ MACHINES = {
             kernel="linux-image-686-pae",
             qemu=("qemu-system-i386", "-machine", "pc", "-cpu", "max"),
             compilers={32: ("gcc", "-m32", "-idirafter", "/usr/include/x86_64-linux-gnu")},
-            poorer=("-machine", "pc", "-cpu", "max,avx=off,xsave=off"),
+            poorer="max,avx=off,xsave=off",
             feature=("avx", (32,)),
         ),
         Machine(
@@ -79,7 +79,7 @@ MACHINES = {
             # Static: Debian has no C library for 32-bit programs in this architecture.
             compilers={64: ("aarch64-linux-gnu-gcc",), 32: ("arm-linux-gnueabihf-gcc", "-static")},
             console="ttyAMA0",
-            poorer=("-machine", "virt", "-cpu", "cortex-a57"),
+            poorer="cortex-a57",
             feature=("sve", (64,)),
             slowness=2.0,
         ),
@@ -113,7 +113,7 @@ MACHINES = {
             modules=("9pnet_virtio", "9p"),
             console="ttysclp0",
             transport="ccw",
-            poorer=("-machine", "s390-ccw-virtio", "-cpu", "max,vx=off,vxeh=off,vxeh2=off"),
+            poorer="max,vx=off,vxeh=off,vxeh2=off",
             feature=("vx", (64,)),
             slowness=2.0,  # on a busy host torpor takes more than 15 s until it has stopped the first process
         ),
@@ -123,7 +123,7 @@ MACHINES = {
             kernel="linux-image-riscv64",
             qemu=("qemu-system-riscv64", "-machine", "virt", "-cpu", "rv64,v=true,vlen=256,vext_spec=v1.0"),
             compilers={64: ("riscv64-linux-gnu-gcc",)},
-            poorer=("-machine", "virt", "-cpu", "rv64"),
+            poorer="rv64",
             feature=("zve32x", (64,)),
             slowness=4.0,  # QEMU 7.2 forgets all its translated addresses whenever the kernel touches a program's memory
         ),
@@ -135,7 +135,7 @@ MACHINES = {
             compilers={64: ("powerpc64-linux-gnu-gcc",), 32: ("powerpc-linux-gnu-gcc",)},
             console="hvc0",
             prebuilt=True,
-            poorer=("-machine", f"{PSERIES},cap-vsx=off", "-cpu", "power9"),
+            poorer="970_v2.2",
             feature=("vsx", (64,)),
             slowness=2.0,
         ),
@@ -148,7 +148,7 @@ MACHINES = {
             console="ttyPZ0",
             bare=("-vga", "none", "-net", "none"),  # without the keyboard that it looks for it takes minutes to start
             prebuilt=True,
-            poorer=("-machine", "mac99,via=pmu", "-cpu", "750"),
+            poorer="750",
             feature=("altivec", (32,)),
             slowness=2.0,
         ),

@@ -23,9 +23,8 @@ pytestmark = [pytest.mark.usefixtures("torpor_runs"), pytest.mark.timeout(ALL_WI
 def test_case(booted: Callable[[str, str], Booted], lines: list[str], machine: str, case: str) -> None:
     ran = booted(machine, case)
     outcome = ran.outcomes.get(case)
-    row = MACHINES[machine]
-    model = " ".join(word for word in row.poorer if word not in row.qemu) if on_poorer(case) else f"-cpu {row.qemu[-1]}"
-    where = f"{machine} ({ran.kernel}, {model}: {ran.cpu}, up after {ran.boot_seconds:.1f} s)"
+    model = MACHINES[machine].poorer if on_poorer(case) else MACHINES[machine].qemu[-1]
+    where = f"{machine} ({ran.kernel}, -cpu {model}: {ran.cpu}, up after {ran.boot_seconds:.1f} s)"
     result = "no result" if outcome is None else f"{'well' if outcome.ok else 'FAILED'} after {outcome.seconds:.1f} s"
     lines.append(f"{where} {case}: {result}")
     assert outcome is not None, ran.failure

@@ -4,7 +4,7 @@
  *     feature used|unused STOP
  *
  * until the file STOP is there; then it exits with 42, or with 1 if the pattern has changed. It is linked statically, and of the C
- * library it calls nothing that chooses its code by the processor, as exit() does on AArch64. */
+ * library it calls nothing that chooses its code by the processor, as exit() does on AArch64 and syscall() on 64-bit PowerPC. */
 #include <fcntl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -67,9 +67,26 @@ static unsigned char in[WIDEST] __attribute__((aligned(64))), out[WIDEST] __attr
 #define ADDRESS "r"
 #endif
 
-/* What the C library has left there at its start. */
+#ifdef __powerpc64__
+static long call(long number, long first, long second, long third)
+{
+	register long r0 __asm__("r0") = number, r3 __asm__("r3") = first, r4 __asm__("r4") = second, r5 __asm__("r5") = third;
+	__asm__ volatile("sc\n bns+ 1f\n neg %1,%1\n 1:" : "+r"(r0), "+r"(r3), "+r"(r4), "+r"(r5) : : "memory", "cr0", "ctr", "r6",
+			 "r7", "r8", "r9", "r10", "r11", "r12");
+	return r3;
+}
+#else
+#define call syscall
+#endif
+
+/* What the C library has left there at its start; nothing else here uses these registers. */
 static void clear(void)
 {
+#ifdef __powerpc64__
+	__asm__ volatile(".machine power7\n .set n,0\n .rept 32\n xxlxor n,n,n\n .set n,n+1\n .endr\n");
+#elif defined(__powerpc__)
+	__asm__ volatile(".machine altivec\n .set n,0\n .rept 32\n vxor n,n,n\n .set n,n+1\n .endr\n");
+#endif
 #ifdef __s390x__
 	__asm__ volatile(".machine z13\n .irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n vgbm %%v\\n,0\n .endr\n"
 			 ".irp n,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n vgbm %%v\\n,0\n .endr\n"
@@ -102,7 +119,7 @@ int main(int argc, char **argv)
 		in[i] = (unsigned char)(0x41 + i);
 	if (!used)
 		clear();
-	while (syscall(SYS_faccessat, AT_FDCWD, argv[2], F_OK)) {
+	while (call(SYS_faccessat, AT_FDCWD, (long)argv[2], F_OK)) {
 		if (used)
 			turn_with_pattern();
 		else
@@ -111,5 +128,5 @@ int main(int argc, char **argv)
 			if (out[i] != in[i])
 				return 1;
 	}
-	return (int)syscall(SYS_exit_group, 42);
+	return (int)call(SYS_exit_group, 42, 0, 0);
 }

@@ -27,6 +27,7 @@ from torpor.arch.powerpc.state import (
     PowerPriority,
     PowerSpe,
     PowerTar,
+    PowerVrsave,
     PowerVsx,
 )
 from torpor.arch.regsets import ABSENT, Regsets, get
@@ -52,6 +53,7 @@ _PEEKUSER, _POKEUSER, _GET_DEBUGREG, _GETVSRREGS, _SETVSRREGS = 3, 6, 25, 27, 28
 _PT_MSR, _PT_DSCR = 33, 44
 
 _LITTLE = sys.byteorder == "little"
+_VRSAVE_AT = 528
 _VSCR_AT = 512 if _LITTLE else 512 + 12  # the word that the CPU takes of the quadword in which it lies
 _FLOAT = struct.Struct("=33Q")
 _LOW = struct.Struct("=32Q")
@@ -202,10 +204,12 @@ class PowerRegisters(Regsets):
             records.append(PowerFloat(f=f, fpscr=fpscr))
         vectors = get(tid, NT_PPC_VMX)
         if vectors:
-            (vscr,), (vrsave,) = struct.unpack_from("=I", vectors, _VSCR_AT), struct.unpack_from("=I", vectors, 528)
+            (vscr,), (vrsave,) = struct.unpack_from("=I", vectors, _VSCR_AT), struct.unpack_from("=I", vectors, _VRSAVE_AT)
             vscr &= VSCR
-            if any(vectors[:512]) or vscr & ~JAVA_MODE or vrsave:
+            if any(vectors[:512]) or vscr & ~JAVA_MODE:
                 records.append(PowerAltivec(v=vectors[:512], vscr=vscr, vrsave=vrsave))
+            elif vrsave:
+                records.append(PowerVrsave(vrsave=vrsave))
         if any(low := low_halves(tid)):
             records.append(PowerVsx(low=list(_LOW.unpack(low))))
         spe = get(tid, NT_PPC_SPE)
@@ -238,7 +242,7 @@ class PowerRegisters(Regsets):
             if isinstance(altivec, PowerAltivec):
                 vectors[:512] = altivec.v
                 struct.pack_into("=I", vectors, _VSCR_AT, altivec.vscr)
-                struct.pack_into("=I", vectors, 528, altivec.vrsave)
+            struct.pack_into("=I", vectors, _VRSAVE_AT, getattr(altivec or given.get(PowerVrsave), "vrsave", 0))
             ptrace.set_regset(tid, NT_PPC_VMX, bytes(vectors))
         if low_halves(tid):
             _set_low_halves(tid, _LOW.pack(*vsx.low) if isinstance(vsx, PowerVsx) else bytes(_LOW.size))

@@ -21,6 +21,7 @@ from torpor.arch.powerpc.state import (
     PowerPriority,
     PowerSpe,
     PowerTar,
+    PowerVrsave,
     PowerVsx,
 )
 from torpor.arch.rules import anything, asks_again, call, executable, numbers, row, stack, within
@@ -86,6 +87,7 @@ RULES: Rules = {
     **row(PowerFloatMode, mode=_exceptions),
     **row(PowerBooke, dbcr=numbers(3, 0), addresses=numbers(6, 0)),
     **row(PowerKeyRights, amr=anything),
+    **row(PowerVrsave, vrsave=anything),
 }
 
 assert RULES.keys() == STATE_OF.keys()

@@ -174,6 +174,12 @@ class PowerKeyRights(Record, type=0x120D):
     amr: int = u64("authority mask: two bits for each key, key 0 in the highest")
 
 
+class PowerVrsave(Record, type=0x120E):
+    """VRSAVE of a thread whose vector registers are at rest: a C library sets it at the start of every program. At rest: zero."""
+
+    vrsave: int = u32("which vector registers are in use, by programs that say so")
+
+
 _NO_DEBUGGING = "hardware breakpoints belong to a debugger, and are not given back; take a checkpoint when it has ended"
 
 STATES: tuple[State, ...] = (
@@ -189,6 +195,8 @@ STATES: tuple[State, ...] = (
     State(11, PowerFloatMode, "fpu", "floating point exception modes"),
     State(12, PowerBooke, "booke", "debug registers", gone=_NO_DEBUGGING),
     State(13, PowerKeyRights, "pkey", "protection key rights"),
+    # Where there is no AltiVec it is nowhere to be seen, and can be left out.
+    State(14, PowerVrsave, "ppc32", "vector save mask (VRSAVE)"),
 )
 """Record type = 0x1200 + bit. A bit never changes its meaning."""
 
