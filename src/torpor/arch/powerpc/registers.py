@@ -202,14 +202,14 @@ class PowerRegisters(Regsets):
         fpscr &= FPSCR  # what is above is whatever an old CPU leaves there
         if any(f) or fpscr:
             records.append(PowerFloat(f=f, fpscr=fpscr))
-        vectors = get(tid, NT_PPC_VMX)
+        vectors, last = get(tid, NT_PPC_VMX), list[Record]()
         if vectors:
             (vscr,), (vrsave,) = struct.unpack_from("=I", vectors, _VSCR_AT), struct.unpack_from("=I", vectors, _VRSAVE_AT)
             vscr &= VSCR
             if any(vectors[:512]) or vscr & ~JAVA_MODE:
                 records.append(PowerAltivec(v=vectors[:512], vscr=vscr, vrsave=vrsave))
             elif vrsave:
-                records.append(PowerVrsave(vrsave=vrsave))
+                last.append(PowerVrsave(vrsave=vrsave))
         if any(low := low_halves(tid)):
             records.append(PowerVsx(low=list(_LOW.unpack(low))))
         spe = get(tid, NT_PPC_SPE)
@@ -227,7 +227,7 @@ class PowerRegisters(Regsets):
         keys = get(tid, NT_PPC_PKEY)
         if keys and (amr := struct.unpack_from("=Q", keys)[0]) != USUAL_KEY_RIGHTS:
             records.append(PowerKeyRights(amr=amr))
-        return records
+        return records + last
 
     def write(self, tid: int, records: Sequence[Record]) -> None:
         """Set everything but the general registers; what has no record is put at rest. `write_general` comes after."""
