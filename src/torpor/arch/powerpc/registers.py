@@ -202,7 +202,8 @@ class PowerRegisters(Regsets):
         fpscr &= FPSCR  # what is above is whatever an old CPU leaves there
         if any(f) or fpscr:
             records.append(PowerFloat(f=f, fpscr=fpscr))
-        vectors, last = get(tid, NT_PPC_VMX), list[Record]()
+        vectors = get(tid, NT_PPC_VMX)
+        last: list[Record] = []
         if vectors:
             (vscr,), (vrsave,) = struct.unpack_from("=I", vectors, _VSCR_AT), struct.unpack_from("=I", vectors, _VRSAVE_AT)
             vscr &= VSCR
