@@ -135,7 +135,7 @@ MACHINES = {
             compilers={64: ("powerpc64-linux-gnu-gcc",), 32: ("powerpc-linux-gnu-gcc",)},
             console="hvc0",
             prebuilt=True,
-            poorer="970_v2.2",
+            poorer="power5+_v2.1",
             feature=("vsx", (64,)),
             slowness=2.0,
         ),
