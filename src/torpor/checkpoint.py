@@ -93,7 +93,7 @@ def _frozen(pid: int, absent: Mapping[int, int], pids: Iterable[int]) -> tuple[d
                 raise TorporError(Obstacle("process", "it has ended", pid=pid))
             for process in tree.alive():
                 work_place(process)
-            if not sleeping.unknown(tree.threads(), naps) or time.monotonic() > patience:
+            if sleeping.recognised(tree.threads(), naps) or time.monotonic() > patience:
                 return naps, tree
             tree.thaw()
         except Busy:

@@ -243,7 +243,9 @@ class Remote:
             return
         self.thread.process.lent_to = self
         a, thread = self.arch, self.thread
-        values = a.heal_values(thread.regs, thread.tid) | {
+        # Where only rt_sigreturn(2) puts all registers back, there is nothing any more that restart_syscall(2) could make again.
+        regs = thread.regs if thread.makes_again < 0 else {**thread.regs, a.number: thread.makes_again}
+        values = a.heal_values(regs, thread.tid) | {
             "v_work": self.work_at,
             "v_length": WORK_LENGTH,
             "v_tgid": thread.process.own_pid,

@@ -173,16 +173,18 @@ def _asked(thread: FrozenThread, number: int) -> int:
     return NO_LIMIT if asked is None else asked
 
 
-def unknown(threads: Iterable[FrozenThread], naps: dict[int, Nap]) -> bool:
-    """Whether a thread was stopped in restart_syscall(2) that was not seen waiting there: it had only just come to it."""
+def recognised(threads: Iterable[FrozenThread], naps: dict[int, Nap]) -> bool:
+    """Tell each thread in restart_syscall(2) which call it makes again; False if one was not seen waiting, but only just came to it."""
+    found = True
     for thread in threads:
         kind = thread.process.arch
-        call = kind.pending_call(thread.regs)
-        if call == (kind.syscalls["restart_syscall"], ERESTART_RESTARTBLOCK):
+        if kind.pending_call(thread.regs) == (kind.syscalls["restart_syscall"], ERESTART_RESTARTBLOCK):
             nap = naps.get(thread.tid)
             if nap is None or not nap.fits(thread, True):
-                return True
-    return False
+                found = False
+            else:
+                thread.makes_again = nap.number
+    return found
 
 
 def _notes_at(process: Process, padding: int) -> tuple[int, int]:

@@ -40,9 +40,13 @@ class Process:
 
 
 class Thread:
-    """A thread. `regs` and `mask` are the general registers and the signal mask it is to go on with."""
+    """A thread. `regs` and `mask` are the general registers and the signal mask it is to go on with.
 
-    __slots__ = ("mask", "own_tid", "process", "regs", "tid")
+    `makes_again` is the number of the call that it is in by way of restart_syscall(2), where that is known, else -1.
+    """
+
+    __slots__ = ("makes_again", "mask", "own_tid", "process", "regs", "tid")
 
     def __init__(self, process: Process, tid: int, own_tid: int, regs: Registers, mask: int) -> None:
         self.process, self.tid, self.own_tid, self.regs, self.mask = process, tid, own_tid, regs, mask
+        self.makes_again = -1
