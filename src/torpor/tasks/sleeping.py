@@ -174,7 +174,7 @@ def _asked(thread: FrozenThread, number: int) -> int:
 
 
 def recognised(threads: Iterable[FrozenThread], naps: dict[int, Nap]) -> bool:
-    """Tell each thread in restart_syscall(2) which call it makes again; False if one was not seen waiting, but only just came to it."""
+    """Tell each thread in restart_syscall(2) which call it makes again; False if one was not seen waiting in it."""
     found = True
     for thread in threads:
         kind = thread.process.arch
