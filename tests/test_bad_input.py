@@ -25,6 +25,7 @@ from tests.attempts import Attempts
 from tests.conftest import SEED
 from tests.debian.runner import ORDINARY, Lab
 from tests.image import samples
+from tests.torture.harness import descendants
 from torpor import arch
 from torpor.image.format import ARCHITECTURES, Header
 from torpor.objects.processes import Process
@@ -443,3 +444,26 @@ def test_a_program_without_room_for_the_calls_of_a_checkpoint(place: Path) -> No
         done = torpor("checkpoint", str(pid), "-o", place / "image", "--kill")
         goes_on(pid)
         refused(done, CANNOT, f"pid {pid}: memory", "ulimit -v")
+
+
+def test_a_process_killed_while_it_is_being_saved(tmp_path: Path) -> None:
+    """The first process of the tree is being written when the second is killed; it goes on, and what was written is no image."""
+    code = "import os\nb = os.urandom(16 << 20)\nos.fork()\nwhile True: pass"
+    with altered.running([sys.executable, "-c", code], wait=False) as pid:
+        deadline = time.monotonic() + 20
+        while len(tree := [pid, *descendants(pid)]) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        command = [sys.executable, "-m", "torpor", "checkpoint", str(pid), "-o", "-"]
+        popen = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert popen.stdout is not None
+        begun = popen.stdout.read(4096)  # the rest fills the pipe, and torpor waits
+        time.sleep(0.5)
+        os.kill(tree[1], signal.SIGKILL)
+        rest, said = popen.communicate(timeout=60)
+        assert popen.returncode == FAILED, said
+        assert b"it was killed while it was being saved" in said, said
+        assert said.count(b"\n") == 1, said
+        (tmp_path / "image").write_bytes(begun + rest)
+        refused(torpor("verify", tmp_path / "image"), BAD_IMAGE)
+        goes_on(pid)

@@ -66,12 +66,23 @@ def checkpoint(
     mappings = preflight.survey(pid, absent)
     naps, tree = _frozen(pid, absent, mappings)
     with tree, ImageWriter.open(output) as writer:
-        _Checkpoint(tree, writer, mappings, naps, absent, progress).run()
+        try:
+            _Checkpoint(tree, writer, mappings, naps, absent, progress).run()
+        except Exception as error:
+            _refuse_the_dead(tree, error)
+            raise
+        _refuse_the_dead(tree, None)  # what /proc says of them may have been nothing at all
         if not kill:
             tree.thaw()  # the disk is no business of the program's
         writer.finish()
         if kill:
             tree.kill()
+
+
+def _refuse_the_dead(tree: FrozenTree, error: Exception | None) -> None:
+    """Raises TorporError if a process has been killed since it was stopped: by a user, or for want of memory."""
+    if pid := tree.killed():
+        raise TorporError(Obstacle("process", "it was killed while it was being saved", pid=pid)) from error
 
 
 def _frozen(pid: int, absent: Mapping[int, int], pids: Iterable[int]) -> tuple[dict[int, Nap], FrozenTree]:

@@ -129,7 +129,8 @@ void memory_init(void)
 	}
 	region = add("read-only", mmap(NULL, 16 * page_size, rw, anonymous, -1, 0), 16, 0, 1);
 	mprotect(region->base, 16 * page_size, PROT_READ);
-	add("sparse", mmap(NULL, 128 * 64 * page_size, rw, anonymous | MAP_NORESERVE, -1, 0), 128, WRITABLE | SPARSE, 64);
+	const unsigned apart = 64 * 4096 / (unsigned)page_size; /* pages; huge pages may come with each, and memory may be short */
+	add("sparse", mmap(NULL, 128 * apart * page_size, rw, anonymous | MAP_NORESERVE, -1, 0), 128, WRITABLE | SPARSE, apart);
 	add_growing();
 
 	int fd = scratch_file(".private", 32 * page_size);

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from torpor.arch.contract import Seen
 
+_PF_EXITING = 4  # linux/sched.h
 STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP SIGTSTP SIGTTIN SIGTTOU
 
 PATIENCE = 10.0
@@ -144,6 +145,17 @@ class FrozenTree:
     def alive(self) -> Iterator[FrozenProcess]:
         """Every process that is not a zombie."""
         return (process for process in self.processes if not process.zombie)
+
+    def killed(self) -> int:
+        """The id of a process that has been killed since it was stopped; 0: there is none."""
+        for process in self.alive():
+            try:
+                stat = procfs.stat(process.pid)
+            except (FileNotFoundError, ProcessLookupError):
+                return process.pid
+            if stat.state in "ZX" or stat.flags & _PF_EXITING:
+                return process.pid
+        return 0
 
     def thaw(self) -> None:
         """Let every task go on as if nothing had been."""
