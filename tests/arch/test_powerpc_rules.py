@@ -187,6 +187,7 @@ def test_features_by_their_bits() -> None:
         ("POWER8 (raw), altivec supported", "htm", "darn"),
         ("PPC970MP, altivec supported", "altivec", "vsx"),
         ("7400, altivec supported", "altivec", "ppc64"),
+        ("7400, altivec supported", "ppcle", "ppc64"),
         ("740/750", "fpu", "altivec"),
     ],
 )

@@ -55,9 +55,10 @@ _CPUS = {
     "POWER8": f"{_BASE} arch_2_07 dscr ebb htm isel tar vcrypto",
     "POWER9": f"{_BASE} arch_2_07 arch_3_00 darn dscr ebb ieee128 isel tar vcrypto",
     "POWER10": f"{_BASE} arch_2_07 arch_3_00 arch_3_1 darn dscr ebb ieee128 isel mma tar vcrypto",
-    "7400": "altivec fpu ppc32",
-    "74": "altivec fpu ppc32",
-    "7": "fpu ppc32",
+    "74": "altivec fpu ppc32 ppcle",
+    "7": "fpu ppc32 ppcle",
+    "604": "fpu ppc32 ppcle",
+    "603": "fpu ppc32 ppcle",
     "6": "fpu ppc32",
     "e500": "booke efpsingle ppc32 spe",
 }
