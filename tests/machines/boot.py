@@ -48,7 +48,7 @@ class Booted:
 def command(machine: Machine, image: Image, work: Path) -> list[str]:
     """QEMU's command line. -no-reboot: a guest ends by restarting, a panic (panic=-1) as well."""
     words = [*machine.qemu, "-m", str(machine.memory), "-kernel", str(image.kernel), "-initrd", str(image.initramfs)]
-    words += ["-append", f"console={machine.console} rdinit=/init panic=-1 oops=panic quiet mitigations=off"]
+    words += ["-append", f"console={machine.console} rdinit=/init panic=-1 oops=panic quiet mitigations=off {machine.words}"]
     words += [
         "-accel",
         "tcg",

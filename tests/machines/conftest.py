@@ -18,23 +18,23 @@ from tests.machines.machines import MACHINES, Machine
 from tests.settings import SEED
 from tests.torture.harness import compile_program
 
-LINES = pytest.StashKey[list[str]]()
+LINES = pytest.StashKey[dict[str, list[str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[LINES] = []
+    config.stash[LINES] = {}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash[LINES]:
         terminalreporter.section("machines")
-        for line in config.stash[LINES]:
-            terminalreporter.write_line(line)
+        for line, said in config.stash[LINES].items():
+            terminalreporter.write_line(f"{line}: {', '.join(said)}")
 
 
 @pytest.fixture
-def lines(pytestconfig: pytest.Config) -> list[str]:
-    """What the table at the end will say."""
+def lines(pytestconfig: pytest.Config) -> dict[str, list[str]]:
+    """What the table at the end will say: beginnings of lines, and what comes behind them."""
     return pytestconfig.stash[LINES]
 
 
@@ -79,5 +79,5 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
         return ran, ran
     for left in ("booted", "results"):
         (work / left).rename(work / f"{left}-first")
-    poorer = replace(machine, qemu=(*machine.qemu[:-1], machine.poorer))
+    poorer = replace(machine, qemu=(*machine.qemu[:-1], machine.poorer), words=machine.poorer_words)
     return ran, boot(poorer, image(machine), work, {**job, "cases": later}, ALL_WITHIN)

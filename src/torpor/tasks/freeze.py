@@ -438,17 +438,11 @@ def _busy(pid: int, tid: int) -> Unsupported:
     ran = procfs.exec_start(pid, tid)
     time.sleep(0.1)
     where, state = procfs.wchan(pid, tid), procfs.stat(pid, tid).state
-    starved = state == "R" and ran is not None and ran == procfs.exec_start(pid, tid)
-    return Unsupported(
-        Obstacle(
-            "process" if pid == tid else f"thread {tid}",
-            f"it has been given no processor for {PATIENCE:.0f} s, and so it cannot be stopped"
-            if starved
-            else f"it has been busy in the kernel for {PATIENCE:.0f} s and cannot be stopped there"
-            + f" (state {state}{f', in {where}' if where else ''})",
-            "try again when others leave it one"
-            if starved
-            else "try again when the vfork child has called execve, or the disk or network file system answers",
-            pid=pid,
-        )
-    )
+    if state == "R" and ran is not None and ran == procfs.exec_start(pid, tid):
+        reason = f"it has been given no processor for {PATIENCE:.0f} s, and so it cannot be stopped"
+        remedy = "try again when others leave it one"
+    else:
+        place = f", in {where}" if where else ""
+        reason = f"it has been busy in the kernel for {PATIENCE:.0f} s and cannot be stopped there (state {state}{place})"
+        remedy = "try again when the vfork child has called execve, or the disk or network file system answers"
+    return Unsupported(Obstacle("process" if pid == tid else f"thread {tid}", reason, remedy, pid=pid))

@@ -95,13 +95,12 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
                 return mapping.start + offset
             head = _read(process, 64, mapping.start)
             length = len(process.arch.code)
+            ends = (_headers_end, _segments_end) if process.arch.code_behind_segments else (_headers_end,)
             for needed in (length + process.arch.slot_size * process.arch.slot_count, length):
-                for end_of in (_headers_end, _segments_end):
+                for end_of in ends:
                     start: int = mapping.start + (end_of(process, mapping.start, head) + 15 & ~15)
                     if start + needed <= mapping.end:
                         return start
-                    if not process.arch.code_behind_segments:
-                        break
             raise Unsupported(Obstacle("vdso", "there is no room behind its section headers", pid=process.pid))
     if offset:
         raise Unsupported(Obstacle(place, "the process has none", "start it on a kernel that gives it one", pid=process.pid))
@@ -299,7 +298,9 @@ class Remote:
     def _give_back(self) -> None:
         """Mask first, then the registers: with these the thread is itself again, and needs no healing any more."""
         if not self.signal:
-            self._leave_call()
+            # On from the end of a call to where the kernel looks for signals. Not every kernel takes a word before that on which
+            # call is to be made again, or that none is.
+            self.suppressed += stop_again(self.thread.tid)
         if self._dropped:
             self.arch.registers.give_dropped(self.thread.tid, self._dropped)
         write = self.arch.registers.write_general
@@ -309,13 +310,6 @@ class Remote:
         ptrace.set_signal_mask(self.thread.tid, self.thread.mask)
         write(self.thread.tid, self.thread.regs)
         enter_phase(INJECTED)
-
-    def _leave_call(self) -> None:
-        """On from the end of a call to where the kernel looks for signals; the thread executes nothing on its way.
-
-        Not every kernel takes a word before that on which call is to be made again, or that none is.
-        """
-        self.suppressed += stop_again(self.thread.tid)
 
     def _come_to_end(self) -> None:
         """Bring the thread to the end of a call that does nothing, a notification without signal. From there it would heal, too."""
