@@ -27,7 +27,7 @@ from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
 from torpor.tasks import sleeping
 from torpor.tasks.freeze import FrozenTree, freeze
-from torpor.tasks.remote import Busy, Remote, quiet_signal, take_code_away, work_place
+from torpor.tasks.remote import Busy, Remote, make_place, quiet_signal, take_code_away
 from torpor.tasks.retry import Slots
 
 TYPE_CHECKING = False
@@ -103,7 +103,7 @@ def _frozen(pid: int, absent: Mapping[int, int], pids: Iterable[int]) -> tuple[d
             if tree.processes[0].zombie:
                 raise TorporError(Obstacle("process", "it has ended", pid=pid))
             for process in tree.alive():
-                work_place(process)
+                make_place(process)
             if sleeping.recognised(tree.threads(), naps) or time.monotonic() > patience:
                 return naps, tree
             tree.thaw()
@@ -140,7 +140,7 @@ class _Checkpoint:
         self.contents: dict[tuple[int, str | int], Iterator[tuple[int, bytes]]] = {}
         """(file's id, path it is opened by, or offset of a part of it) -> its contents."""
         self.done = self.total = 0
-        self.buffer = bytearray(CHUNK)
+        self.buffer = bytearray()
 
     def run(self) -> None:
         """Everything between the stop and the end of the image, a step a line."""
@@ -161,8 +161,7 @@ class _Checkpoint:
         """Now that nothing moves: see whether anything has changed since the look before the stop."""
         for process in self.tree.alive():
             old = self.mappings.get(process.pid)
-            now = procfs.maps(process.pid)
-            if old is None or [_place(mapping) for mapping in old] != [_place(mapping) for mapping in now]:
+            if old is None or [_place(mapping) for mapping in old] != [_place(mapping) for mapping in process.mappings]:
                 self.mappings[process.pid] = procfs.smaps(process.pid)
             self.descriptors[process.pid] = look(process.pid)
         preflight.refuse(preflight.frozen(self.tree, self.mappings, self.descriptors))
@@ -203,7 +202,7 @@ class _Checkpoint:
 
     def question(self, process: FrozenProcess) -> _Told:
         """Let every thread of a process tell what only it can tell."""
-        padding, hole = work_place(process)
+        padding, hole = process.padding, process.hole
         told = _Told()
         ahead, _ = self.clock_offsets(process.pid)
         for thread in process.threads:
@@ -383,7 +382,12 @@ class _Checkpoint:
         """The pages of an address space, in chunks of at most CHUNK bytes and as few reads as possible."""
         owner = self.saving.known(("mm", process.pid))
         runs = self.pages[process.pid]
+        if not runs:
+            return
         self.total += sum(length for _, _, length in runs)
+        needed = min(CHUNK, sum(length for _, _, length in runs))
+        if len(self.buffer) < needed:
+            self.buffer = bytearray(needed)  # no longer than that: its pages are all touched here
         buffer = self.buffer
         target = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         view = memoryview(buffer)

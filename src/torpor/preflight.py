@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
 
     from torpor.linux.procfs import Mapping as MappedRange
+    from torpor.linux.procfs import Status
     from torpor.tasks.freeze import FrozenProcess, FrozenTree
 
 _NAMESPACES = {
@@ -126,7 +127,7 @@ def program(pid: int, mappings: Mapping[int, Sequence[MappedRange]]) -> list[Obs
             if status.state == "Z":
                 continue
             descriptors[process] = seen_files.look(process)
-            found += _process(process, pid)
+            found += _process(process, pid, status)
             found += _mapped(process, ranges)
         except PermissionError:
             raise not_ours(process) from None
@@ -156,10 +157,9 @@ def frozen(
     return found
 
 
-def _process(pid: int, root: int) -> list[Obstacle]:
+def _process(pid: int, root: int, status: Status) -> list[Obstacle]:
     """What /proc shows of a running process that stands in the way."""
     found = []
-    status = procfs.status(pid)
     if status.seccomp:
         found.append(_seccomp(pid))
     if status.tracer_pid:

@@ -135,6 +135,7 @@ def compile_class(cls: type[Struct]) -> None:
     cls.parts = layout(declared)
     checks = [(index, field.check) for index, field in enumerate(declared) if field.check]
     cls.checks = [(index, check.test if isinstance(check, Rule) else check) for index, check in checks]
+    cls.names = {field.name for field in declared}
     cls.setters = [getattr(cls, field.name).__set__ for field in declared]
     cls.refs = [field for field in declared if isinstance(field, Ref)]
     cls.nested = [field for field in declared if isinstance(field, Structs) and (field.of.refs or field.of.nested)]
@@ -162,6 +163,7 @@ class Struct(metaclass=StructType):
     declared: ClassVar[tuple[Field, ...]]
     parts: ClassVar[list[Run | Part]]
     checks: ClassVar[list[tuple[int, Check]]]
+    names: ClassVar[set[str]]
     setters: ClassVar[list[Any]]
     refs: ClassVar[list[Ref]]
     nested: ClassVar[list[Structs]]
@@ -169,15 +171,20 @@ class Struct(metaclass=StructType):
     fixed_size: ClassVar[int]  # bytes, 0 when it varies
 
     def __init__(self, **values: Any) -> None:
+        if values.keys() != self.names:
+            self._complete(values)
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def _complete(self, values: dict[str, Any]) -> None:
+        """Add the defaults of what is missing."""
+        if unknown := values.keys() - self.names:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}")
         for field in self.declared:
-            if field.name in values:
-                setattr(self, field.name, values.pop(field.name))
-            elif field.default is not None:
-                setattr(self, field.name, field.initial())
-            else:
-                raise TypeError(f"{type(self).__name__} needs a value for {field.name}")
-        if values:
-            raise TypeError(f"{type(self).__name__} has no field {', '.join(values)}")
+            if field.name not in values:
+                if field.default is None:
+                    raise TypeError(f"{type(self).__name__} needs a value for {field.name}")
+                values[field.name] = field.initial()
 
     def validate(self) -> str | None:
         """What is wrong between the fields, each of which is in order by itself; None when nothing is.

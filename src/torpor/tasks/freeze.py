@@ -24,10 +24,12 @@ from torpor.tasks.task import Process, Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+    from collections.abc import Mapping as Mapping_
     from types import TracebackType
 
     from torpor.arch.contract import Seen
+    from torpor.linux.procfs import Mapping
 
 _PF_EXITING = 4  # linux/sched.h
 STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP SIGTSTP SIGTTIN SIGTTOU
@@ -93,7 +95,7 @@ class FrozenThread(Thread):
 class FrozenProcess(Process):
     """A process whose threads are all stopped, or a zombie (no threads)."""
 
-    __slots__ = ("padding", "parent", "restarting", "stat", "status", "threads", "vdso")
+    __slots__ = ("hole", "mappings", "padding", "parent", "restarting", "stat", "status", "threads", "vdso")
 
     restarting: int | None
     """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
@@ -101,6 +103,10 @@ class FrozenProcess(Process):
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
     vdso: range
     """Where its vdso lies, without torpor's code; empty if it has none."""
+    mappings: list[Mapping]
+    """What is mapped while it stands still, as procfs.maps says (tasks.remote.make_place)."""
+    hole: int
+    """Where nothing is mapped, and torpor's work area can be (the same)."""
 
     def __init__(self, pid: int, parent: FrozenProcess | None) -> None:
         self.status = procfs.status(pid)
@@ -363,7 +369,7 @@ def padding_of(process: FrozenProcess) -> tuple[int, range]:
     return padding, range(vdso.start, padding) if padding in vdso else vdso
 
 
-def freeze(root: int, absent: Mapping[int, int]) -> FrozenTree:
+def freeze(root: int, absent: Mapping_[int, int]) -> FrozenTree:
     """Stop process `root` and all its descendants.
 
     The processes `absent` (id -> wait status) are left alone, and stand in the tree as zombies of that status. Raises
@@ -375,7 +381,7 @@ def freeze(root: int, absent: Mapping[int, int]) -> FrozenTree:
         return _freeze(tree, root, absent)
 
 
-def _freeze(tree: FrozenTree, root: int, absent: Mapping[int, int]) -> FrozenTree:
+def _freeze(tree: FrozenTree, root: int, absent: Mapping_[int, int]) -> FrozenTree:
     try:
         waiting: list[tuple[int, FrozenProcess | None]] = [(root, None)]
         while waiting:

@@ -475,10 +475,10 @@ class Remote:
         ptrace.cont(self.thread.tid)
 
 
-def work_place(process: FrozenProcess) -> tuple[int, int]:
-    """Where in a frozen process code and work area can lie. Raises Unsupported; Busy while it is being left."""
-    mappings = procfs.maps(process.pid)
-    padding = process.padding or find_padding(process, mappings)
-    if being_left(process, padding):
+def make_place(process: FrozenProcess) -> None:
+    """Find out where in a frozen process code and work area can lie. Raises Unsupported; Busy while it is being left."""
+    process.mappings = procfs.maps(process.pid)
+    process.padding = process.padding or find_padding(process, process.mappings)
+    if being_left(process, process.padding):
         raise Busy(Obstacle("process", "it is just leaving the calls of a torpor that was killed", "try again", pid=process.pid))
-    return padding, find_hole(mappings, WORK_LENGTH, process.arch.user_limit)
+    process.hole = find_hole(process.mappings, WORK_LENGTH, process.arch.user_limit)
