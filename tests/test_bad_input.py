@@ -454,7 +454,7 @@ def test_a_process_killed_while_it_is_being_saved(tmp_path: Path) -> None:
         while len(tree := [pid, *descendants(pid)]) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        command = [sys.executable, "-m", "torpor", "checkpoint", str(pid), "-o", "-"]
+        command = [sys.executable, "-m", "torpor", "checkpoint", str(pid), "-o", "-", "--kill"]  # what goes on does not stand still
         popen = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert popen.stdout is not None
         begun = popen.stdout.read(4096)  # the rest fills the pipe, and torpor waits

@@ -25,6 +25,7 @@ FLOORS = {
     "checkpoint": 4,
     "restart": 4,
     "preflight": 4,
+    "pages": 4,
     "rebuild": 4,
     "selfsave": 4,
     "objects": 3,
@@ -38,6 +39,7 @@ FLOORS = {
 SIDEWAYS = {
     ("checkpoint", "preflight"),
     ("restart", "preflight"),
+    ("checkpoint", "pages"),
     ("restart", "rebuild"),
     ("selfsave", "checkpoint"),
 }

@@ -1,23 +1,23 @@
-"""The story of a checkpoint: look, refuse or stop, describe, copy, let go.
+"""The story of a checkpoint: look, refuse or stop, describe, let go, copy.
 
-What can be learned from /proc is learned before the stop; then the tree is frozen, every object kind describes what it sees as
-records, the pages follow, and the tree is let go (or ended, with `kill`). Nothing appears under the image's name before all of
-it is there.
+What can be learned from /proc is learned before the stop; then the tree is frozen, and every object kind describes what it sees
+as records. The kernel makes a copy of each process's memory, copy-on-write (tasks/snapshot.py), the tree is let go, and the pages
+follow from the copies. Where there is no copy, or none is worth while, they come from the processes themselves, which stand still
+so long. Nothing appears under the image's name before all of it is there.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 
 from torpor import preflight
 from torpor.arch.waits import NO_LIMIT
 from torpor.errors import NoPermission, Obstacle, TorporError
-from torpor.image.format import Constant, FileData, Header, Pages
+from torpor.image.format import Constant, FileData, Header
 from torpor.image.format import DataRun as Run
 from torpor.image.writer import ImageWriter
-from torpor.linux import kcmp, memory, procfs, ptrace
+from torpor.linux import headroom, kcmp, procfs, ptrace
 from torpor.linux.libc import PAGE
 from torpor.linux.signals import Held
 from torpor.objects import asking, cow, nodes, processes, signals, tables, threads, timers
@@ -25,24 +25,29 @@ from torpor.objects import memory as memory_objects
 from torpor.objects.files import events
 from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
-from torpor.tasks import sleeping
+from torpor.pages import PageWriter
+from torpor.tasks import sleeping, snapshot
 from torpor.tasks.freeze import FrozenTree, freeze
 from torpor.tasks.remote import Busy, Remote, make_place, quiet_signal, take_code_away
 from torpor.tasks.retry import Slots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
 
     from torpor.linux.procfs import Mapping as MappedRange
     from torpor.objects.files.seen import Seen
+    from torpor.pages import PageRun, Progress
     from torpor.tasks.freeze import FrozenProcess, FrozenThread
     from torpor.tasks.sleeping import Nap
 
-    Progress = Callable[[int, int], None]
+WORTH_A_COPY = 2 << 20
+"""Bytes of memory of a process below which to write them is as quick as to have the kernel make a copy."""
 
-CHUNK = 4 << 20
-"""Bytes of memory that are read, hashed and written at a time."""
+ENDS = "it is to end"
+"""Why there is no copy of a program that does not go on."""
 
 PATIENCE = 5.0
 """Seconds to wait for threads that are still leaving the calls of a torpor that was killed."""
@@ -55,34 +60,46 @@ def checkpoint(
     kill: bool = False,
     progress: Progress | None = None,
     absent: Mapping[int, int] | None = None,
-) -> None:
+) -> str:
     """Save the process `pid` and all its descendants into the file `output` ("-": standard output; a number: a descriptor).
 
     The program goes on unless `kill`. `progress` is called with the bytes written and the bytes in all. The processes `absent`
-    (id -> wait status) are not stopped; in the image they have ended with that status. Raises TorporError (its subclasses tell
-    which exit code); the program is then unharmed and no file has appeared.
+    (id -> wait status) are not stopped; in the image they have ended with that status. Returns why the program had to stand still
+    until its memory was written; "" when it had not to. Raises TorporError (its subclasses tell which exit code); the program is
+    then unharmed and no file has appeared.
     """
     absent = absent or {}
     mappings = preflight.survey(pid, absent)
     naps, tree = _frozen(pid, absent, mappings)
-    with tree, ImageWriter.open(output) as writer:
+    with tree, ImageWriter.open(output) as writer, _Checkpoint(tree, writer, mappings, naps, absent, progress) as run:
         try:
-            _Checkpoint(tree, writer, mappings, naps, absent, progress).run()
+            run.describe()
+            run.save_memory(ENDS if kill else run.against_copies())
+            run.shorten_waits()
         except Exception as error:
             _refuse_the_dead(tree, error)
             raise
         _refuse_the_dead(tree, None)  # what /proc says of them may have been nothing at all
         if not kill:
-            tree.thaw()  # the disk is no business of the program's
+            tree.thaw()  # the copies and the disk are no business of the program's
+        run.write_copies()
         writer.finish()
         if kill:
             tree.kill()
+    return run.why_not_copied
 
 
 def _refuse_the_dead(tree: FrozenTree, error: Exception | None) -> None:
     """Raises TorporError if a process has been killed since it was stopped: by a user, or for want of memory."""
     if pid := tree.killed():
         raise TorporError(Obstacle("process", "it was killed while it was being saved", pid=pid)) from error
+
+
+def _refuse_a_lost(copy: snapshot.Copy, error: Exception | None) -> None:
+    """Raises TorporError if the copy of a process has been killed."""
+    if procfs.is_ending(copy.pid):
+        reason = "it was killed while it was being written, perhaps for want of memory; the program is unharmed"
+        raise TorporError(Obstacle("copy of its memory", reason, "try again", pid=copy.own_pid)) from error
 
 
 def _frozen(pid: int, absent: Mapping[int, int], pids: Iterable[int]) -> tuple[dict[int, Nap], FrozenTree]:
@@ -130,32 +147,41 @@ class _Checkpoint:
         progress: Progress | None,
     ) -> None:
         self.stopped = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        self.tree, self.writer, self.mappings, self.naps, self.progress = tree, writer, mappings, naps, progress
+        self.tree, self.writer, self.mappings, self.naps = tree, writer, mappings, naps
         self.absent = absent
         self.saving = Saving(writer)
         self.descriptors: dict[int, list[Seen]] = {}
-        self.all_pages: dict[int, list[tuple[MappedRange, int, int]]] = {}
-        self.pages: dict[int, list[tuple[MappedRange, int, int]]] = {}
-        """The runs of pages that belong to a process alone, and those of them that are written for it."""
+        self.all_pages: dict[int, list[PageRun]] = {}
+        self.pages: dict[int, list[PageRun]] = {}
+        """The runs of pages that belong to a process alone, and those of them that are written for it.
+
+        Only of those with relatives in the tree, with which they may share pages; of the others it is asked when it is needed.
+        """
+        self.copies: dict[int, snapshot.Copy] = {}
+        self.told: dict[int, _Told] = {}
+        self.why_not_copied = ""
+        self.page_writer = PageWriter(writer, progress)
         self.contents: dict[tuple[int, str | int], Iterator[tuple[int, bytes]]] = {}
         """(file's id, path it is opened by, or offset of a part of it) -> its contents."""
-        self.done = self.total = 0
-        self.buffer = bytearray()
 
-    def run(self) -> None:
-        """Everything between the stop and the end of the image, a step a line."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        while self.copies:
+            self.copies.popitem()[1].end()
+
+    def describe(self) -> None:
+        """Every record of the image and all data but pages, a step a line."""
         self.look_again()
         self.write_header()
         with Held():
-            told = {process.pid: self.question(process) for process in self.tree.alive()}
+            for process in self.tree.alive():
+                self.told[process.pid] = self.question(process)
         self.write_descriptors()
         for process in self.tree.processes:
-            self.write_process(process, told)
+            self.write_process(process)
         self.write_contents()
-        for process in self.tree.alive():
-            self.write_pages(process)
-        for process in self.tree.alive():
-            self.shorten_waits(process, told[process.pid])
 
     def look_again(self) -> None:
         """Now that nothing moves: see whether anything has changed since the look before the stop."""
@@ -214,7 +240,7 @@ class _Checkpoint:
                 with Remote(thread, padding, hole, signal=quiet_signal(thread.status)) as remote:
                     if thread is process.leader:
                         answers = asking.ask(remote, threads.ask(remote), processes.ask(remote), timers.ask(remote, process.pid))
-                        told.threads[thread.tid], told.process, (told.interval_timers, told.timers) = answers
+                        told.threads[thread.tid], told.inside, (told.interval_timers, told.timers) = answers
                         remote.reset()
                         address = remote.room(64 * signals.action_size(process.arch))
                         remote.batch(signals.ask_actions(address, process.arch))
@@ -270,7 +296,7 @@ class _Checkpoint:
                 number = self.saving.known(found.key)
                 self.contents.setdefault((number, found.open_path), nodes.contents_of(found.open_path))
 
-    def write_process(self, process: FrozenProcess, told: dict[int, _Told]) -> None:
+    def write_process(self, process: FrozenProcess) -> None:
         """A process, its address space, its threads."""
         saving = self.saving
         parent = saving.known(("process", process.parent.pid)) if process.parent else 0
@@ -279,18 +305,18 @@ class _Checkpoint:
         if process.zombie:
             saving.add(record, ("process", process.pid))
             return
-        mine = told[process.pid]
-        assert mine.process is not None
+        mine = self.told[process.pid]
         self.note_mapped_contents(process)
-        space = memory_objects.describe(process, self.mappings[process.pid], mine.process.brk, saving)
-        self.pages[process.pid] = list(memory_objects.own_pages(process.pid, self.mappings[process.pid]))
-        self.all_pages[process.pid] = self.pages[process.pid]
-        self.find_heritage(process, space)
+        space = memory_objects.describe(process, self.mappings[process.pid], mine.inside.brk, saving)
+        if self.has_relatives(process):
+            self.pages[process.pid] = list(memory_objects.own_pages(process.pid, self.mappings[process.pid]))
+            self.all_pages[process.pid] = self.pages[process.pid]
+            self.find_heritage(process, space)
         record.mm = saving.add(space, ("mm", process.pid))
         record.handlers = saving.add(signals.Handlers(id=saving.new_id(), actions=mine.actions))
         record.files, record.fs = saving.known(("files", process.pid)), saving.known(("fs", process.pid))
-        record.dumpable, record.subreaper = mine.process.dumpable, mine.process.subreaper
-        record.thp_disable, record.components = mine.process.thp_disable, mine.process.components
+        record.dumpable, record.subreaper = mine.inside.dumpable, mine.inside.subreaper
+        record.thp_disable, record.components = mine.inside.thp_disable, mine.inside.components
         pending = ptrace.pending_signals(process.leader.tid, shared=True)
         record.pending = [signals.unpack_siginfo(info, process.arch) for info in pending]
         record.pending += self.ends_of_absent(process)
@@ -299,15 +325,20 @@ class _Checkpoint:
         for thread in process.threads:
             self.write_thread(thread, number, mine)
 
-    def shorten_waits(self, process: FrozenProcess, told: _Told) -> None:
+    def shorten_waits(self) -> None:
         """Let the waits that our stop has ended go on with the rest of their time."""
-        slots = Slots(process, process.padding)
-        for thread in process.threads:
-            number, left = told.left[thread.tid]
-            if thread.issued_again >= 0 and number >= 0:
-                passed = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.stopped
-                slots.put(thread, number, max(0, left - passed))
-                process.arch.registers.write_general(thread.tid, thread.regs)
+        for process in self.tree.alive():
+            slots, told = Slots(process, process.padding), self.told[process.pid]
+            for thread in process.threads:
+                number, left = told.left[thread.tid]
+                if thread.issued_again >= 0 and number >= 0:
+                    passed = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.stopped
+                    slots.put(thread, number, max(0, left - passed))
+                    process.arch.registers.write_general(thread.tid, thread.regs)
+
+    def has_relatives(self, process: FrozenProcess) -> bool:
+        """Whether its parent or a child of it is in the tree, alive."""
+        return any(other.parent is process or process.parent is other for other in self.tree.alive())
 
     def find_heritage(self, process: FrozenProcess, space: memory_objects.Mm) -> None:
         """Leave out the pages that a child shares with its parent since fork."""
@@ -378,60 +409,90 @@ class _Checkpoint:
             for offset, data in parts:
                 self.writer.add_data(FileData(owner=number, runs=[Run(start=offset, length=len(data))]), [data])
 
+    def against_copies(self) -> str:
+        """What speaks against copies of the program's memory, in words; nothing, as a rule."""
+        sizes = [self.private_bytes(process) for process in self.tree.alive()]
+        if max(sizes) < WORTH_A_COPY:
+            return ""
+        for process in self.tree.alive():
+            if self.told[process.pid].inside.subreaper:
+                return f"process {process.pid} takes in orphans (PR_SET_CHILD_SUBREAPER), and a copy would be one"
+        if (room := headroom.available(self.tree.processes[0].pid)) < sum(sizes):
+            return f"all of its {sum(sizes) >> 20} MiB may change meanwhile, and there is memory for {room >> 20} MiB"
+        return ""
+
+    def private_bytes(self, process: FrozenProcess) -> int:
+        """About how much memory a process has for itself."""
+        private = (mapping for mapping in self.mappings[process.pid] if not mapping.shared)
+        return sum(max(0, mapping.anonymous_kb) + max(0, mapping.swap_kb) << 10 for mapping in private)
+
+    def save_memory(self, against: str) -> None:
+        """While nothing moves: a copy of every large memory, if nothing speaks against it, or else its pages into the image."""
+        for process in self.tree.alive():
+            if not against and self.private_bytes(process) >= WORTH_A_COPY:
+                try:
+                    with Held():
+                        self.copies[process.pid] = self.copy_of(process)
+                except snapshot.NoCopy as error:
+                    against = str(error)
+            self.write_pages(process)
+        self.why_not_copied = against
+
+    def copy_of(self, process: FrozenProcess) -> snapshot.Copy:
+        """Have the kernel make one. Raises NoCopy."""
+        leader = process.leader
+        try:
+            with Remote(leader, process.padding, process.hole, signal=quiet_signal(leader.status)) as remote:
+                copy = snapshot.take(remote)
+            self.tree.lost_signals += [(process.pid, signal) for signal in remote.suppressed]
+        finally:
+            take_code_away(process, process.padding)
+        return copy
+
     def write_pages(self, process: FrozenProcess) -> None:
-        """The pages of an address space, in chunks of at most CHUNK bytes and as few reads as possible."""
-        owner = self.saving.known(("mm", process.pid))
-        runs = self.pages[process.pid]
-        if not runs:
-            return
-        self.total += sum(length for _, _, length in runs)
-        needed = min(CHUNK, sum(length for _, _, length in runs))
-        if len(self.buffer) < needed:
-            self.buffer = bytearray(needed)  # no longer than that: its pages are all touched here
-        buffer = self.buffer
-        target = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-        view = memoryview(buffer)
-        chunk: list[tuple[int, int]] = []
-        readable = True
-        size = 0
+        """The pages of a process; of one that has been copied, those that are not in the copy."""
+        mappings, runs = self.mappings[process.pid], self.pages.get(process.pid)
+        if process.pid in self.copies:
+            mappings = [mapping for mapping in mappings if _uncopied(mapping)]
+            runs = runs and [run for run in runs if _uncopied(run[0])]
+        if runs is None:
+            runs = list(memory_objects.own_pages(process.pid, mappings))
+        self.page_writer.write(self.saving.known(("mm", process.pid)), process, runs)
 
-        def flush() -> None:
-            nonlocal chunk, size
-            if not chunk:
-                return
-            if readable:
-                memory.read_into(process.pid, chunk, target, size)
-            else:
-                at = 0
-                for address, length in chunk:
-                    if os.preadv(process.mem, [view[at : at + length]], address) != length:
-                        raise OSError(14, f"/proc/{process.pid}/mem: short read at {address:#x}")
-                    at += length
-            record = Pages(owner=owner, runs=[Run(start=address, length=length) for address, length in chunk])
-            self.writer.add_data(record, [view[:size]])
-            self.done += size
-            if self.progress:
-                self.progress(self.done, self.total)
-            chunk, size = [], 0
+    def write_copies(self) -> None:
+        """The pages in the copies; the program may be running."""
+        for pid, copy in list(self.copies.items()):
+            try:
+                copy.part()
+                mappings, runs = self.copied_mappings(pid, copy), self.pages.get(pid)
+                if runs is None:
+                    runs = list(memory_objects.own_pages(copy.pid, mappings))
+                self.page_writer.write(self.saving.known(("mm", pid)), copy, [run for run in runs if not _uncopied(run[0])])
+            except Exception as error:
+                _refuse_a_lost(copy, error)
+                raise
+            _refuse_a_lost(copy, None)  # of memory that is gone, too, the kernel says that no page is there
+            self.copies.pop(pid).end()  # what the program changes costs memory until then
 
-        for mapping, address, length in runs:
-            if mapping.readable != readable:
-                flush()
-                readable = mapping.readable
-            while length:
-                if size == CHUNK or len(chunk) == memory.IOV_MAX:
-                    flush()
-                part = min(length, CHUNK - size)
-                chunk.append((address, part))
-                address, length, size = address + part, length - part, size + part
-        flush()
+    def copied_mappings(self, pid: int, copy: snapshot.Copy) -> list[MappedRange]:
+        """The mappings of a process whose pages its copy has. Raises TorporError if these are not those that were expected."""
+        theirs = {mapping.start: mapping.flags for mapping in procfs.smaps(copy.pid)}
+        found = [mapping for mapping in self.mappings[pid] if not _uncopied(mapping)]
+        for mapping in found:
+            private = not (mapping.shared or memory_objects.special(mapping) or memory_objects.ignored(mapping))
+            if private and "wf" in theirs.get(mapping.start, {"wf"}):
+                # Its flags had been seen before the stop.
+                what, reason = f"memory at {mapping.start:#x}", "the program has just said that no child gets it (madvise)"
+                raise TorporError(Obstacle(what, reason, "try again", pid=pid))
+        return found
 
 
 class _Told:
     """What the threads of one process have told."""
 
+    inside: processes.Inside
+
     def __init__(self) -> None:
-        self.process: processes.Inside | None = None
         self.threads: dict[int, threads.Inside] = {}
         self.left: dict[int, tuple[int, int]] = {}
         self.registers: dict[int, list] = {}  # type: ignore[type-arg]
@@ -442,6 +503,11 @@ class _Told:
 
 def _place(mapping: MappedRange) -> tuple[int, int, str, int, int]:
     return mapping.start, mapping.end, mapping.perms, mapping.offset, mapping.inode
+
+
+def _uncopied(mapping: MappedRange) -> bool:
+    """Whether a child would not get the pages that are there."""
+    return not mapping.shared and not mapping.flags.isdisjoint(("dc", "wf"))
 
 
 def _version() -> str:

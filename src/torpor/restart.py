@@ -47,9 +47,7 @@ MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 NSEC = 1_000_000_000
 
-_ERRORS: dict[str, type[TorporError]] = {
-    kind.__name__: kind for kind in (TorporError, UsageError, Unsupported, BadImage, NoPermission)
-}
+_TAKEN = "one of them is taken here, if only by a process group whose leader has ended"
 
 
 class Restarted:
@@ -122,7 +120,7 @@ def _restart(
     cpu: str,
     allow_changed: Iterable[str],
     progress: Progress | None,
-    commit: Callable[[Image, ProcessPlan, str], Restarted | None],
+    commit: Callable[[Image, ProcessPlan, str], Restarted],
 ) -> Restarted:
     """Both passes."""
     if pids not in (SAME, NAMESPACE, AUTO) or cpu not in ("same", "used"):
@@ -134,12 +132,12 @@ def _restart(
             raise _kind_of(found)([obstacle for obstacle, _ in found])
         image.verify_data(progress)
         mode = _choose(pids, root)
-        restarted = commit(image, root, mode)
-        if restarted is None and pids == AUTO and mode == SAME:
-            restarted = commit(image, root, NAMESPACE)
-        if restarted is None:
-            raise NoPermission(Obstacle("process ids", "this user may not choose them", "say --pids namespace"))
-        return restarted
+        try:
+            return commit(image, root, mode)
+        except _IdsRefused as refused:
+            if pids == SAME or mode == NAMESPACE:
+                raise refused.told() from refused
+        return commit(image, root, NAMESPACE)
 
 
 # --- the check pass
@@ -346,23 +344,21 @@ def _taken(root: ProcessPlan) -> list[int]:
 # --- the commit pass
 
 
-def _commit_here(image: Image, root: ProcessPlan, mode: str) -> Restarted | None:
-    """Run the commit pass in this process, if it needs no namespaces. None like `_commit`."""
+def _commit_here(image: Image, root: ProcessPlan, mode: str) -> Restarted:
+    """Run the commit pass in this process, if it needs no namespaces. Raises like `_commit`."""
     if mode == NAMESPACE:
         return _commit(image, root, mode)
     try:
         _continue_clocks(image, False)
         rebuilding = _rebuild(image, root, False)
     except Exception as error:
-        if _ids_refused(error):
-            return None
         raise _failure(error) from error
     rebuilding.let_go()
     return _Child(rebuilding.born[0], root.record.pid, mode, rebuilding.warnings, -1)
 
 
-def _commit(image: Image, root: ProcessPlan, mode: str) -> Restarted | None:
-    """Run the commit pass in a keeper of its own. None when the kernel did not let it choose the ids (EPERM)."""
+def _commit(image: Image, root: ProcessPlan, mode: str) -> Restarted:
+    """Run the commit pass in a keeper of its own. Raises TorporError; _IdsRefused when the kernel does not give it the ids."""
     receive, send = os.pipe2(os.O_CLOEXEC)
     keeper = os.fork()
     if keeper == 0:
@@ -382,8 +378,6 @@ def _commit(image: Image, root: ProcessPlan, mode: str) -> Restarted | None:
             return Restarted(pid, root.record.pid, mode, obstacles, receive)
         os.close(receive)
         os.waitpid(keeper, 0)
-        if kind == "not permitted":
-            return None
         raise _ERRORS[kind](obstacles)
     except BaseException:
         raise
@@ -448,19 +442,31 @@ def _keep(image: Image, root: ProcessPlan, mode: str, channel: int) -> None:
         status = 0
     except BaseException as error:
         failure = _failure(error)
-        kind = "not permitted" if mode == SAME and _ids_refused(error) else type(failure).__name__
-        _send(channel, (kind, 0, [(o.object, o.reason, o.remedy, o.pid) for o in failure.obstacles]))
+        _send(channel, (type(failure).__name__, 0, [(o.object, o.reason, o.remedy, o.pid) for o in failure.obstacles]))
     finally:
         os._exit(status)
 
 
-def _ids_refused(error: BaseException) -> bool:
-    """Whether the kernel did not let us choose process ids."""
-    return isinstance(error, PermissionError) and str(error).startswith("[Errno 1] clone3")
+class _IdsRefused(TorporError):
+    """The kernel did not give us a process id that the check pass had taken for free, and for ours to choose."""
+
+    def told(self) -> TorporError:
+        """What the user hears of it who wanted these ids and no others."""
+        permitted = any(obstacle.reason == _TAKEN for obstacle in self.obstacles)
+        return (Unsupported if permitted else NoPermission)(self.obstacles)
+
+
+_ERRORS: dict[str, type[TorporError]] = {
+    kind.__name__: kind for kind in (TorporError, UsageError, Unsupported, BadImage, NoPermission, _IdsRefused)
+}
 
 
 def _failure(error: BaseException) -> TorporError:
     """What is said of an exception that ended the commit pass."""
+    if isinstance(error, FileExistsError) and str(error).startswith("[Errno 17] clone3"):
+        return _IdsRefused(Obstacle("process ids", _TAKEN, "say --pids namespace"))
+    if isinstance(error, PermissionError) and str(error).startswith("[Errno 1] clone3"):
+        return _IdsRefused(Obstacle("process ids", "this user may not choose them", "say --pids namespace"))
     if isinstance(error, TorporError):
         return error
     if isinstance(error, OSError):

@@ -69,6 +69,8 @@ def python(report: Report, cases: list[str], cycles: int) -> None:
     victim = Victim([sys.executable, str(HOME / "compute.py"), str(directory)], directory, random.Random(f"{SEED} python"))
     progress = _size_or_number(directory / "progress")
     victim.goes_on(progress)
+    victim.cycle_from_copy(directory / "progress")
+    victim.goes_on(progress)
     for _ in range(cycles):
         victim.cycle()
         victim.goes_on(progress)

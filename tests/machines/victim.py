@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -51,11 +52,24 @@ class Victim:
         tree = [self.pid, *descendants(self.pid)]
         self.save(self.image)
         self.reaper.wait_gone(tree)
-        self._torpor("restart", self.image, "--detach")
+        self._restart()
+        return time.monotonic() - start
+
+    def cycle_from_copy(self, changed: Path) -> None:
+        """The same of a program that goes on while its image is written; what it does to the file `changed` meanwhile is undone."""
+        tree = [self.pid, *descendants(self.pid)]
+        run = torpor(self.reaper, "checkpoint", str(self.pid), "-o", self.image)
+        assert (run.code, run.output) == (0, ""), f"not from a copy of its memory: {run}\n{self.evidence()}"
+        for pid in tree:
+            os.kill(pid, signal.SIGKILL)
+        self.reaper.wait_gone(tree)
+        self._restart("--allow-changed", changed)
+
+    def _restart(self, *arguments: str | Path) -> None:
+        self._torpor("restart", self.image, "--detach", *arguments)
         self.pid = next((pid for pid in descendants(os.getpid()) if inner_pid(pid) == self._number), 0)
         assert self.pid, f"the restarted process cannot be found: {self.evidence()}"
         self.image.unlink()
-        return time.monotonic() - start
 
     def save(self, image: Path) -> None:
         """Into `image`, and no further."""

@@ -44,7 +44,10 @@ def run(arguments: Parsed) -> int:
         raise UsageError(Obstacle("torpor checkpoint", "it needs the PID of the program", "see ps(1)"))
     progress = Progress("checkpoint")
     try:
-        checkpoint(arguments.number(0, "process id"), output, kill=arguments.switch("kill"), progress=progress)
+        kill = arguments.switch("kill")
+        why = checkpoint(arguments.number(0, "process id"), output, kill=kill, progress=progress)
     finally:
         progress.close()
+    if why and not kill:
+        print(f"torpor: the program stood still until its memory was written: {why}", file=sys.stderr)
     return 0

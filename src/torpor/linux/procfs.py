@@ -27,6 +27,8 @@ RLIM_INFINITY = 2**64 - 1
 PF_KTHREAD = 0x00200000
 """The bit in Stat.flags that says kernel thread (linux/sched.h)."""
 
+_PF_EXITING = 4  # the same
+
 _DELETED = b" (deleted)"
 
 
@@ -411,6 +413,15 @@ def _numbers(text: bytes) -> list[int]:
 def status(pid: int, tid: int | None = None) -> Status:
     """/proc/PID/status; with `tid` that thread's own signal sets, capabilities, ids, seccomp mode and name."""
     return Status(_read(_task(pid, tid) + "/status"))
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process has ended, or is about to: its memory may be gone."""
+    try:
+        found = stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return found.state in "ZX" or bool(found.flags & _PF_EXITING)
 
 
 def is_kernel_thread(pid: int) -> bool:

@@ -24,6 +24,8 @@ GET_RSEQ_CONFIGURATION = 0x420F
 
 O_TRACESYSGOOD, O_TRACEFORK, O_TRACEVFORK, O_TRACECLONE, O_TRACEEXEC = 1, 2, 4, 8, 16
 O_EXITKILL = 0x100000
+SYSCALL_STOP = 5 | 0x80
+"""The signal of a stop at a system call's entry or exit, with O_TRACESYSGOOD."""
 
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_STOP = 1, 2, 3, 4, 128
 
@@ -191,3 +193,14 @@ def wait(tid: int, *, block: bool = True) -> int | None:
     """
     pid, status = os.waitpid(tid, WALL | (0 if block else os.WNOHANG))
     return status if pid else None
+
+
+def wait_gone(tid: int) -> None:
+    """Wait until the traced task `tid` has ended and been reaped."""
+    while True:
+        try:
+            status = wait(tid)
+        except ChildProcessError:
+            return
+        if status is None or not os.WIFSTOPPED(status):
+            return

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from torpor.arch.contract import Seen
     from torpor.linux.procfs import Mapping
 
-_PF_EXITING = 4  # linux/sched.h
 STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP SIGTSTP SIGTTIN SIGTTOU
 
 PATIENCE = 10.0
@@ -154,14 +153,7 @@ class FrozenTree:
 
     def killed(self) -> int:
         """The id of a process that has been killed since it was stopped; 0: there is none."""
-        for process in self.alive():
-            try:
-                stat = procfs.stat(process.pid)
-            except (FileNotFoundError, ProcessLookupError):
-                return process.pid
-            if stat.state in "ZX" or stat.flags & _PF_EXITING:
-                return process.pid
-        return 0
+        return next((process.pid for process in self.alive() if procfs.is_ending(process.pid)), 0)
 
     def thaw(self) -> None:
         """Let every task go on as if nothing had been."""
@@ -190,7 +182,7 @@ class FrozenTree:
                     # The caller's own child: how it ended is for the caller to ask.
                     os.waitid(os.P_PID, thread.tid, os.WEXITED | os.WNOWAIT)
                 else:
-                    _wait_gone(thread.tid)
+                    ptrace.wait_gone(thread.tid)
             process.close()
         self._seized.clear()
         enter_phase(THAWED)
@@ -408,16 +400,6 @@ def _ignoring_gone(function: object, *args: object) -> None:
         function(*args)  # type: ignore[operator]
     except ProcessLookupError:
         pass
-
-
-def _wait_gone(tid: int) -> None:
-    while True:
-        try:
-            status = ptrace.wait(tid)
-        except ChildProcessError:
-            return
-        if status is None or not os.WIFSTOPPED(status):
-            return
 
 
 def _not_ours(pid: int, tid: int, tracer: int) -> TorporError:

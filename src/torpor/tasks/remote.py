@@ -25,8 +25,8 @@ from torpor.tasks.retry import slots_at, words_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from collections.abc import Mapping as Mapping_
-    from collections.abc import Sequence
     from types import TracebackType
 
     from torpor.linux.procfs import Mapping, Status
@@ -45,7 +45,6 @@ _WORD = (1 << 64) - 1
 _QUIET = (23, 28, 17)  # SIGURG SIGWINCH SIGCHLD: ignored by default
 _NEVER = (5, 9, 11, 19)
 _SIGTRAP, _FAULTS = 5, (4, 7, 8, 11)  # SIGILL SIGBUS SIGFPE SIGSEGV
-_SYSCALL_STOP = _SIGTRAP | 0x80
 
 
 class Busy(TorporError):
@@ -222,6 +221,8 @@ class Remote:
         """Signals that arrived although blocked (SIGSTOP): the caller sends them again when it is done."""
         self.born: list[int] = []
         """Tasks that a call of this thread has made; stopped, and traced by us."""
+        self.at_birth: Callable[[int], None] | None = None
+        """What to do with such a task before this thread goes on."""
         self._base = dict(thread.regs)
         self._dropped = b""
         self._used = 0
@@ -349,14 +350,38 @@ class Remote:
                 raise OSError(-result, f"{call[0]} in process {self.thread.process.pid}: {os.strerror(-result)}")
         return results
 
-    def _batch(self, calls: Sequence[Call]) -> list[int]:
-        self._load(calls)
+    def _batch(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> list[int]:
+        self._load(calls, passed_on)
         self._enter("batch")
         done = memory.read(self.thread.process.pid, self.work_at + _TABLE, _ENTRY.size * len(calls))
         return [self.arch.signed(entry[_RESULT]) for entry in _ENTRY.iter_unpack(done)]
 
-    def _load(self, calls: Sequence[Call]) -> None:
+    def batch_passing_on(self, calls: Sequence[Call], source: int, target: int, argument: int) -> list[int]:
+        """Like `batch`; the result of call `source` becomes that argument of call `target`."""
+        return self._batch(calls, (source, target, argument))
+
+    def argument_at(self, call: int, argument: int, width: int) -> int:
+        """The address of the low `width` bytes of an argument in the table of calls."""
+        skipped = 8 - width if self.arch.byte_order == "big" else 0
+        return self.work_at + _TABLE + call * _ENTRY.size + 8 + 8 * argument + skipped
+
+    def _load(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> None:
         """Write the table of calls into the work area."""
+        self._waiting += self._table(calls, passed_on)
+        self._write()
+
+    def lend(self, copy: Process, *calls: Call) -> None:
+        """Have a copy of this thread's process ready to make calls."""
+        memory.write(copy.pid, self._table(calls))
+        self.lead(copy.pid)
+
+    def lead(self, tid: int) -> None:
+        """Have a task that has this thread's memory, or a copy of it, ready to make the calls that lie there."""
+        a = self.arch
+        a.registers.write_general(tid, a.entered(self._base, self.code_at + a.code.symbols["batch"]))
+
+    def _table(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> list[tuple[int, bytes]]:
+        """What lies where in the work area when `calls` are to be made."""
         numbers, sink = self.arch.syscalls, self.work_at + _SINK
         words: list[int] = []
         for name, *args in calls:
@@ -364,9 +389,11 @@ class Remote:
             words += [int(arg) & _WORD for arg in args]
             words += (0,) * (7 - len(args))
             words.append(sink)
-        self._waiting.append((self.work_at + _TABLE, struct.pack(f"={len(words)}Q", *words)))
-        self._waiting.append((self.work_at, struct.pack("=QQ", self.work_at + _TABLE, len(calls))))
-        self._write()
+        if passed_on:
+            source, target, argument = passed_on
+            words[9 * source + 8] = self.argument_at(target, argument, self.arch.word)
+        begin = struct.pack("=QQ", self.work_at + _TABLE, len(calls))
+        return [(self.work_at + _TABLE, struct.pack(f"={len(words)}Q", *words)), (self.work_at, begin)]
 
     def _write(self) -> None:
         """Bring what has been put there into the task's memory."""
@@ -432,9 +459,11 @@ class Remote:
             signal, event = status >> 8 & 0xFF, status >> 16
             if event in (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE):
                 self.born.append(ptrace.event_message(tid))
+                if self.at_birth:
+                    self.at_birth(self.born[-1])
             elif event:
                 pass  # execve, a group-stop or its end: none can hold the code up
-            elif signal == (self.signal or _SYSCALL_STOP):
+            elif signal == (self.signal or ptrace.SYSCALL_STOP):
                 if arch.registers.read_general(tid)[arch.ip] == notified:
                     at_notify += 1
                     if self.signal or at_notify == 2:  # a call stops twice: on entry and on exit

@@ -19,8 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from torpor.tasks.remote import Remote
 
-_SYSCALL_STOP = 5 | 0x80
-
 
 def rebuild_restart_block(remote: Remote, number: int, left: int) -> None:
     """Let the kernel build the restart block of the call `number` with `left` ns to go.
@@ -46,7 +44,7 @@ def _interrupted_call(remote: Remote, call: tuple[int, ...]) -> int:
     tid = remote.thread.tid
     remote.begin(call)
     ptrace.cont_to_syscall(tid)
-    while (status := ptrace.wait(tid)) is not None and os.WIFSTOPPED(status) and status >> 8 != _SYSCALL_STOP:
+    while (status := ptrace.wait(tid)) is not None and os.WIFSTOPPED(status) and status >> 8 != ptrace.SYSCALL_STOP:
         ptrace.cont_to_syscall(tid)
     if status is None or not os.WIFSTOPPED(status):
         raise ProcessLookupError(3, f"task {tid} was killed meanwhile")

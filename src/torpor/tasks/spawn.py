@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import struct
 
-from torpor.errors import Obstacle, TorporError
 from torpor.linux import clone, memory, ptrace
 from torpor.linux.libc import PAGE
 from torpor.tasks.remote import WORK_LENGTH, Remote
@@ -185,14 +184,14 @@ def spawn_thread(parent: Remote, tid: int) -> Thread:
 
 
 def _clone(parent: Remote, pid: int, flags: int, exit_signal: int) -> int:
-    """clone3(2) by the stub of `parent`; the new task, stopped before its first instruction, by its id here."""
+    """clone3(2) by the stub of `parent`; the new task, stopped before its first instruction, by its id here.
+
+    Raises OSError: EEXIST when the id is taken, EPERM without the right to choose it.
+    """
     parent.reset()
     wanted = parent.put(struct.pack("=i", pid))
     arguments = struct.pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, wanted, 1, 0)
-    try:
-        parent.call("clone3", parent.put(arguments), len(arguments))
-    except FileExistsError:
-        raise TorporError(Obstacle("process id", f"{pid} is taken", "say --pids namespace", pid=pid)) from None
+    parent.call("clone3", parent.put(arguments), len(arguments))
     tid = parent.born.pop()
     status = ptrace.wait(tid)
     if status is None or status >> 16 != ptrace.EVENT_STOP:

@@ -43,7 +43,7 @@ _SYSCALLS_64 = {
     "timer_create": 222, "timer_settime": 223, "timer_gettime": 224, "timer_delete": 226, "clock_nanosleep": 230,
     "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "tgkill": 234, "waitid": 247, "openat": 257, "pselect6": 270,
     "ppoll": 271, "set_robust_list": 273, "get_robust_list": 274, "epoll_pwait": 281, "accept4": 288, "dup3": 292,
-    "rt_tgsigqueueinfo": 297, "recvmmsg": 299, "prlimit64": 302, "execveat": 322, "mlock2": 325, "rseq": 334,
+    "rt_tgsigqueueinfo": 297, "recvmmsg": 299, "prlimit64": 302, "seccomp": 317, "execveat": 322, "mlock2": 325, "rseq": 334,
     "io_pgetevents": 333,
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ _SYSCALLS_32 = {
     "set_tid_address": 258, "timer_create": 259, "timer_delete": 263, "clock_nanosleep_time32": 267, "tgkill": 270,
     "waitid": 284, "openat": 295, "pselect6_time32": 308, "ppoll_time32": 309, "set_robust_list": 311, "get_robust_list": 312,
     "epoll_pwait": 319, "dup3": 330, "rt_tgsigqueueinfo": 335, "recvmmsg_time32": 337, "prlimit64": 340,
-    "execveat": 358, "connect": 362, "accept4": 364, "sendto": 369, "sendmsg": 370, "recvfrom": 371, "recvmsg": 372,
+    "seccomp": 354, "execveat": 358, "connect": 362, "accept4": 364, "sendto": 369, "sendmsg": 370, "recvfrom": 371, "recvmsg": 372,
     "mlock2": 376, "arch_prctl": 384, "rseq": 386, "clock_nanosleep": 407, "timer_gettime": 408, "timer_settime": 409,
     "pselect6": 413, "ppoll": 414, "io_pgetevents": 416, "recvmmsg": 417, "semtimedop": 420, "rt_sigtimedwait": 421,
     "futex": 422, "msgrcv": 401, "msgsnd": 400, "lseek": 19, "_llseek": 140,
