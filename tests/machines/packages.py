@@ -31,14 +31,16 @@ def mirror() -> str:
 
 
 class Apt:
-    """The packages of one architecture and suite. `state` holds apt's lists, `archives` the packages."""
+    """The packages of one architecture and suite, with `sources` these too. `state` holds apt's lists, `archives` the packages."""
 
-    def __init__(self, architecture: str, suite: str, state: Path, archives: Path) -> None:
+    def __init__(self, architecture: str, suite: str, state: Path, archives: Path, sources: bool = False) -> None:
         self._archives = archives
         for directory in (state / "lists/partial", state / "none/partial", archives / "partial"):
             directory.mkdir(parents=True, exist_ok=True)
         (state / "status").touch()
-        (state / "sources.list").write_text(f"deb [arch={architecture} signed-by={KEYRING}] {mirror()} {suite} main\n")
+        kinds = ("deb", "deb-src") if sources else ("deb",)
+        lines = [f"{kind} [arch={architecture} signed-by={KEYRING}] {mirror()} {suite} main\n" for kind in kinds]
+        (state / "sources.list").write_text("".join(lines))
         settings = {
             "APT::Architecture": architecture,
             "APT::Architectures": architecture,
@@ -73,17 +75,24 @@ class Apt:
         image = re.search(r"Depends: (linux-image-\S+)", depends)
         if not image:
             raise FetchFailure(f"{package} depends on no kernel image:\n{depends}")
-        (name,) = self._named("download", image[1])
-        if not (self._archives / name).exists():
-            self._download(image[1])
-        return self._archives / name
+        return self.fetch_alone(image[1])
 
-    def _download(self, package: str) -> None:
-        """`apt-get download` writes into the current directory, and not all at once."""
-        partial = self._archives / "partial"
-        _run(["apt-get", *self._options, "-qq", "download", package], cwd=partial)
-        for file in partial.glob(f"{package}_*.deb"):
-            file.rename(self._archives / file.name)
+    def fetch_alone(self, package: str) -> Path:
+        """`package` without what it depends on."""
+        return self._fetch_one("download", package)
+
+    def fetch_source(self, package: str) -> Path:
+        """The archive that the source package `package` begins with: its authors' own, before Debian's changes."""
+        return self._fetch_one("source", "--download-only", "--tar-only", package)
+
+    def _fetch_one(self, *words: str) -> Path:
+        """The one file that a command fetches which writes into the current directory, and not all at once."""
+        (name,) = self._named(*words)
+        if not (self._archives / name).exists():
+            partial = self._archives / "partial"
+            _run(["apt-get", *self._options, "-qq", *words], cwd=partial)
+            (partial / name).rename(self._archives / name)
+        return self._archives / name
 
     def _named(self, *words: str) -> list[str]:
         """The file names of the packages that a command would fetch had it none of them."""
