@@ -13,6 +13,7 @@ CYCLES = 20 if FULL else 2
 GROUP_WITHIN = 3600.0 if FULL else 240.0  # s, for cases that are run together
 ALL_WITHIN = 6 * 3600.0 if FULL else 1800.0  # s, from the boot to the end
 THREADS = (1, 10)
+MADE_WITHIN = 3600.0  # s, before that; most are made in seconds, but two are built, one after the other
 X86 = ("amd64", "i386")
 BY_VDSO = "-vdso"
 """What the names of calls end with that enter the kernel as only x86 can."""

@@ -13,8 +13,9 @@ import pytest
 from tests.machines.boot import Booted, boot
 from tests.machines.cases import ALL_WITHIN, CYCLES, GROUP_WITHIN, on_poorer
 from tests.machines.foreign import leave_an_image
-from tests.machines.images import image, prebuilt
+from tests.machines.images import image
 from tests.machines.machines import MACHINES, Machine
+from tests.machines.sources import CannotBuild
 from tests.settings import SEED
 from tests.torture.harness import compile_program
 
@@ -58,8 +59,6 @@ def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Booted]:
     """The results on its own CPU and, where there are cases for that, on the poorer one."""
-    if machine.prebuilt and not all(file.exists() for file in prebuilt(machine)):
-        pytest.skip(f"{machine.name}: no prebuilt kernel and root: {' '.join(map(str, prebuilt(machine)))}")
     programs = work / "programs"
     programs.mkdir()
     for bits, compiler in machine.compilers.items():
@@ -67,6 +66,10 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
             compile_program(name, bits, programs, compiler)
         if bits in machine.feature[1]:
             compile_program("feature", bits, programs, (*compiler, "-static"))
+    try:
+        made = image(machine)
+    except CannotBuild as problem:
+        pytest.skip(f"{machine.name}: no kernel and root have been built for it, and none can be: {problem}")
     if "image" in cases:
         leave_an_image(work)
     later = [case for case in cases if on_poorer(case)]
@@ -74,10 +77,10 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
     first = [case for case in cases if case not in later] + sorted(needed.difference(cases))
     job = {"cases": first, "cycles": CYCLES, "seconds": GROUP_WITHIN * machine.slowness, "seed": SEED, "slowness": machine.slowness}
     job["feature"] = machine.feature[0]
-    ran = boot(machine, image(machine), work, job, ALL_WITHIN)
+    ran = boot(machine, made, work, job, ALL_WITHIN)
     if not later:
         return ran, ran
     for left in ("booted", "results"):
         (work / left).rename(work / f"{left}-first")
     poorer = replace(machine, qemu=(*machine.qemu[:-1], machine.poorer), words=machine.poorer_words)
-    return ran, boot(poorer, image(machine), work, {**job, "cases": later}, ALL_WITHIN)
+    return ran, boot(poorer, made, work, {**job, "cases": later}, ALL_WITHIN)

@@ -2,7 +2,8 @@
 
 They are under $TORPOR_MACHINES_CACHE, else $XDG_CACHE_HOME/torpor/machines, else ~/.cache/torpor/machines. A machine is known by
 a hash of what its row in the table says of its kernel and root, and of the files of this directory that make these; its packages'
-versions are those of the day on which it was made, and `made-from` beside it names them.
+versions are those of the day on which it was made, and `made-from` beside it names them. What a machine's kernel and root were
+built into (sources.py) is kept in the same way, with the builds' log.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import os
 import shutil
 import stat
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.machines import initramfs, packages
+from tests.machines import initramfs, packages, sources
 from tests.machines.machines import Machine
 from tests.settings import ROOT
 
@@ -40,36 +42,48 @@ def cache() -> Path:
     return Path(named).resolve() if named else usual  # apt takes a relative path as relative to one of its own
 
 
-def prebuilt(machine: Machine) -> tuple[Path, Path]:
-    """Where the kernel and the root of a machine are that Debian has no packages for: beside the project, if anywhere."""
-    shared = ROOT.parent / "shared" / "machines"
-    return shared / f"{machine.name}-vmlinux.xz", shared / f"{machine.name}-root.tar.xz"
+def built(machine: Machine) -> tuple[Path, Path]:
+    """The kernel and the root of a machine that Debian has no packages for: a copy beside the project, else one built here."""
+    copy = sources.files(machine, ROOT.parent / "shared" / "machines")
+    if all(file.exists() for file in copy):
+        return copy
+    made_from = (machine.suite, machine.kernel, machine.compilers, sources.configuration(machine))
+    key = hashlib.sha256(repr(made_from).encode() + (HERE / "sources.py").read_bytes()).hexdigest()[:16]
+    # A lock of its own: who only fetches packages need not wait until this is over.
+    directory = _once(f"built-{machine.name}", key, "lock-built", lambda directory: sources.build(machine, cache(), directory))
+    return sources.files(machine, directory)
 
 
 def image(machine: Machine) -> Image:
-    """The kernel and the root of `machine`, made if they are not there. Raises FetchFailure, OSError."""
+    """The kernel and the root of `machine`, made if they are not there. Raises FetchFailure, CannotBuild, BuildFailure, OSError."""
     made_from = (machine.suite, machine.kernel, machine.packages, machine.modules)
     key = hashlib.sha256(repr(made_from).encode())
-    if machine.prebuilt:
-        key.update("".join(f"{file.stat().st_size} {file.stat().st_mtime_ns} " for file in prebuilt(machine)).encode())
+    if machine.built:
+        key.update("".join(f"{file.stat().st_size} {file.stat().st_mtime_ns} " for file in built(machine)).encode())
     for name in MAKERS:
         key.update((HERE / name).read_bytes())
-    directory = cache() / f"{machine.name}-{key.hexdigest()[:16]}"
-    cache().mkdir(parents=True, exist_ok=True)
-    with (cache() / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs at once one makes it, the other waits
-        if not directory.exists():
-            for old in cache().glob(f"{machine.name}-{'?' * 16}*"):
-                shutil.rmtree(old)
-            part = directory.with_name(f"{directory.name}.part")
-            part.mkdir()
-            _make(machine, part)
-            part.rename(directory)
+    directory = _once(machine.name, key.hexdigest()[:16], "lock", lambda directory: _make(machine, directory))
     return Image(directory / "kernel", directory / "initramfs")
 
 
+def _once(name: str, key: str, lock: str, make: Callable[[Path], None]) -> Path:
+    """The directory NAME-KEY of the cache, which `make` fills if it is not there; what `name` was before is deleted."""
+    directory = cache() / f"{name}-{key}"
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / lock).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # of two runs at once one makes it, the other waits
+        if not directory.exists():
+            for old in cache().glob(f"{name}-{'?' * 16}*"):
+                shutil.rmtree(old)
+            part = directory.with_name(f"{directory.name}.part")
+            part.mkdir()
+            make(part)
+            part.rename(directory)
+    return directory
+
+
 def _make(machine: Machine, directory: Path) -> None:
-    kernel, tree, made_from = _prebuilt(machine) if machine.prebuilt else _from_packages(machine)
+    kernel, tree, made_from = _from_sources(machine) if machine.built else _from_packages(machine)
     tree["init"] = initramfs.Node(stat.S_IFREG | 0o755, (HERE / "init.py").read_bytes())
     for name, number in (("console", (5, 1)), ("urandom", (1, 9))):  # what Python needs before it has mounted /dev
         tree[f"dev/{name}"] = initramfs.Node(stat.S_IFCHR | 0o600, device=number)
@@ -90,8 +104,8 @@ def _from_packages(machine: Machine) -> tuple[bytes, initramfs.Tree, list[Path]]
     return kernel, tree, [kernel_package, *fetched]
 
 
-def _prebuilt(machine: Machine) -> tuple[bytes, initramfs.Tree, list[Path]]:
-    kernel, root = prebuilt(machine)
+def _from_sources(machine: Machine) -> tuple[bytes, initramfs.Tree, list[Path]]:
+    kernel, root = built(machine)
     with tarfile.open(root) as archive:
         tree = dict(initramfs.members(archive))
     return lzma.decompress(kernel.read_bytes()), tree, [kernel, root]

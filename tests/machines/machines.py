@@ -1,7 +1,7 @@
 """The machines: one row each of what it is made from and how QEMU runs it.
 
-A machine has a kernel and a root from Debian packages of its own architecture, and no disk: the root is an initramfs, the
-project and a work folder come over virtio-9p.
+A machine has a kernel and a root from Debian packages of its own architecture, or built from Debian's sources, and no disk: the
+root is an initramfs, the project and a work folder come over virtio-9p.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Machine:
     """What Debian calls the architecture."""
     suite: str
     kernel: str
-    """The package that depends on the newest kernel image."""
+    """The package that depends on the newest kernel image, or has the source of one that is built."""
     qemu: tuple[str, ...]
     """QEMU's program, machine and CPU (the last word)."""
     compilers: dict[int, tuple[str, ...]]
@@ -37,8 +37,8 @@ class Machine:
     """MiB."""
     bare: tuple[str, ...] = ("-nodefaults",)
     """What keeps QEMU from adding devices that nobody asked for."""
-    prebuilt: bool = False
-    """Kernel and root were built for it, for Debian has the architecture no more (images.py); it has no suite."""
+    built: bool = False
+    """Kernel and root are built for it (sources.py), for Debian has the architecture no more; the first compiler is theirs."""
     poorer: str = ""
     """A CPU that lacks a feature which that of `qemu` has."""
     poorer_words: str = ""
@@ -133,12 +133,12 @@ MACHINES = {
         ),
         Machine(
             name="ppc64",
-            suite="",
-            kernel="",
+            suite="bookworm",
+            kernel="linux-source-6.1",
             qemu=("qemu-system-ppc64", "-machine", PSERIES, "-cpu", "power9"),
             compilers={64: ("powerpc64-linux-gnu-gcc",), 32: ("powerpc-linux-gnu-gcc",)},
             console="hvc0",
-            prebuilt=True,
+            built=True,
             poorer="power5+_v2.1",
             # In one boot of ten QEMU loses the interrupt that would wake this CPU (7.2); the 970 does the same.
             poorer_words="powersave=off",
@@ -147,13 +147,13 @@ MACHINES = {
         ),
         Machine(
             name="ppc32",
-            suite="",
-            kernel="",
+            suite="bookworm",
+            kernel="linux-source-6.1",
             qemu=("qemu-system-ppc", "-machine", "mac99,via=pmu", "-cpu", "7400"),
             compilers={32: ("powerpc-linux-gnu-gcc",)},
             console="ttyPZ0",
             bare=("-vga", "none", "-net", "none"),  # without the keyboard that it looks for it takes minutes to start
-            prebuilt=True,
+            built=True,
             poorer="750",
             feature=("altivec", (32,)),
             slowness=2.0,

@@ -10,13 +10,13 @@ from collections.abc import Callable
 import pytest
 
 from tests.machines.boot import Booted
-from tests.machines.cases import ALL_WITHIN, names, on_poorer
+from tests.machines.cases import ALL_WITHIN, MADE_WITHIN, names, on_poorer
 from tests.machines.foreign import differences
 from tests.machines.machines import MACHINES
 
 CASES = [(machine, case) for machine, row in MACHINES.items() for case in names(row)]
 
-pytestmark = [pytest.mark.usefixtures("torpor_runs"), pytest.mark.timeout(ALL_WITHIN + 300)]
+pytestmark = [pytest.mark.usefixtures("torpor_runs"), pytest.mark.timeout(MADE_WITHIN + ALL_WITHIN)]
 
 
 @pytest.mark.parametrize(("machine", "case"), CASES, ids=["-".join(pair) for pair in CASES])
