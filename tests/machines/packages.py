@@ -46,6 +46,7 @@ class Apt:
             "APT::Architectures": architecture,
             "APT::Install-Recommends": "false",
             "APT::Sandbox::User": "root",  # _apt may not enter a home directory
+            "APT::Update::Error-Mode": "any" if sources else "persistent-failure",  # a mirror may have no sources
             "Acquire::Languages": "none",
             "Debug::NoLocking": "true",
             "Dir::Etc::sourcelist": state / "sources.list",
