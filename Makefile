@@ -32,6 +32,7 @@ TEST_PACKAGES += qemu-system-misc gcc-riscv64-linux-gnu libc6-dev-riscv64-cross
 TEST_PACKAGES += gcc-s390x-linux-gnu libc6-dev-s390x-cross
 TEST_PACKAGES += qemu-system-ppc gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross gcc-powerpc64-linux-gnu libc6-dev-ppc64-cross
 TEST_PACKAGES += gcc-powerpc-linux-gnu libc6-dev-powerpc-cross
+# bc, bison, bzip2 and flex would be for two kernels that are built, if no copy is at hand: who wants that installs them.
 endif
 
 # The interpreter: Debian's own before any other, because tests and demo also run as users who may not enter the home
