@@ -183,8 +183,21 @@ def recognised(threads: Iterable[FrozenThread], naps: dict[int, Nap]) -> bool:
             if nap is None or not nap.fits(thread, True):
                 found = False
             else:
-                thread.makes_again = nap.number
+                thread.makes_again = _as_noted(thread, nap.number)
     return found
+
+
+def _as_noted(thread: FrozenThread, number: int) -> int:
+    """`number`, which was told from the arguments of a call, or the one that an earlier checkpoint has seen it made by.
+
+    Where there are two calls of that name, with 64- and 32-bit times, whole seconds with zeros behind them are the same to both.
+    """
+    kind = thread.process.arch
+    noted = _noted(thread, thread.process.padding)
+    if noted is None or kind.call_name(noted[0])[0] != kind.call_name(number)[0]:
+        return number
+    asked = _asked(thread, number)
+    return noted[0] if asked == _asked(thread, noted[0]) < NO_LIMIT else number
 
 
 def _notes_at(process: Process, padding: int) -> tuple[int, int]:
