@@ -28,6 +28,7 @@ def names(machine: Machine) -> list[str]:
         if machine.name not in X86:
             calls = [name for name in calls if not name.endswith(BY_VDSO)]
         found += [f"call-{width}-{name}" for name in calls]
+        found.append(f"killed-{width}")
     return found + [f"{case}-{width}" for case in ("saved", "moved") for width in machine.feature[1]]
 
 

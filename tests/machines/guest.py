@@ -18,26 +18,25 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.calls import program
 from tests.calls.program import CANNOT_BE_SAVED, MAY_BE_REFUSED
+from tests.machines.calls import HOME, SHELL, Calls, whole_lines
 from tests.machines.cases import grouped
 from tests.machines.foreign import words_about
+from tests.machines.killed import Killed
 from tests.machines.programs import compute
 from tests.machines.victim import FIRST, Victim
 from tests.settings import ROOT, SEED
-from tests.torture.harness import Reaper, Torture, descendants, remove_ipc, subreaper, summary, torpor
+from tests.torture.harness import INJECTION, PHASES, Reaper, Torture, descendants, remove_ipc, subreaper, summary, torpor
 
-WORK, HOME = Path("/work"), Path("/tmp/cases")
+WORK = Path("/work")
 PROGRAMS = ROOT / "tests" / "machines" / "programs"
 CALL_SECONDS = 5.0  # s, and as much for each cycle
-EARLY, LATE = 0.2, 4.0  # s; how far a call's running time may be off where QEMU translates
-BEGIN_WITHIN = END_WITHIN = 30.0  # s
 USED = ("--cpu", "used")
 FEATURE_UNHARMED = 42  # tests/programs/feature.c
-SHELL = shutil.which("sh")
 CALLS_AT_ONCE = 14
 """A tree of many processes takes so long to stop and to make, where QEMU translates, that their waits would be over."""
 
@@ -126,63 +125,6 @@ def torture(report: Report, cases: list[str], cycles: int) -> None:
         report(cases[0], True, summary([victim.cycle() for _ in range(cycles)]))
 
 
-class Calls:
-    """A few interrupted calls, by name, each in a process of its own, in one tree that has been through all its cycles."""
-
-    def __init__(self, executable: Path, names: Sequence[str], directory: Path, cycles: int, slowness: float) -> None:
-        self.names, self.seconds = names, CALL_SECONDS * slowness * (1 + cycles)
-        command = ["sh", "-c", "".join(f"{executable} {name} {self.seconds} {name} &\n" for name in names) + "wait\n"]
-        if not SHELL:
-            words = ([str(executable), name, str(self.seconds), name, ","] for name in names)
-            command = [sys.executable, str(HOME / "together.py"), *[word for few in words for word in few][:-1]]
-        self.victim = Victim(command, directory, random.Random(f"{SEED} {names[0]}"))
-        self.victim.wait_for(lambda: all(self.said(name) for name in names), BEGIN_WITHIN * slowness, "the beginning of all calls")
-        self.worked = 0.0
-        """Seconds in which torpor saved the tree or made it again; when each process stood still cannot be told from outside."""
-        for _ in range(cycles):
-            assert not any(len(self.said(name)) > 1 for name in names), f"over before it was saved: {self.victim.evidence()}"
-            self.worked += self.victim.cycle()
-
-    def said(self, name: str) -> list[str]:
-        return _lines(self.victim.directory / name)
-
-    def wait(self) -> None:
-        """Until all have ended, or should have."""
-        with contextlib.suppress(AssertionError):  # what does not end has no second line, and `judge` says so
-            end = lambda: all(len(self.said(name)) > 1 for name in self.names)  # noqa: E731
-            self.victim.wait_for(end, self.seconds + END_WITHIN, "the end of all calls")
-
-    def judge(self, name: str) -> tuple[bool, str]:
-        """Whether a call is well, and what there is to say."""
-        remove_ipc(self.victim.directory / f"{name}.ipc")
-        if len(self.said(name)) < 2:
-            return False, f"it does not end: {self.victim.evidence()}"
-        outcome = program.outcome(self.said(name)[1])
-        problems = self._problems(outcome)
-        text = f"{self.victim.times()}; asked {self.seconds:.0f} s, took {outcome.monotonic:.2f} s by its own clock"
-        return not problems, "; ".join([text, f"gave {outcome}", *problems])
-
-    def _problems(self, outcome: program.Outcome) -> list[str]:
-        """What is wrong with a call.
-
-        Its process's clock stands still while it does, but goes on for what is not yet stopped or already made. So by that
-        clock a call never ends early, and late by no more than torpor worked; and the clock keeps to the wall's otherwise.
-        """
-        problems = [] if outcome.result_ok else ["that is not what it gives undisturbed"]
-        if not outcome.registers_ok:
-            problems.append(f"{outcome.changed} changed over the call")
-        if outcome.monotonic < self.seconds - EARLY:
-            problems.append("it ended too early")
-        # Where /proc does not say how long a thread has slept its wait begins anew (docs/limits.md).
-        again = 0.0 if os.path.exists("/proc/self/sched") else self.seconds
-        if outcome.monotonic > self.seconds + again + self.worked + LATE:
-            problems.append("it ended too late")
-        stood_still = outcome.real_end - outcome.real_start - outcome.monotonic
-        if not -EARLY <= stood_still <= self.worked + EARLY:
-            problems.append(f"its clock stood still for {stood_still:.2f} s, torpor worked for {self.worked:.2f} s")
-        return problems
-
-
 def calls(report: Report, cases: list[str], cycles: int) -> None:
     """Interrupted calls of one width. While those of one tree wait for their ends, the next tree has its cycles."""
     bits, slowness = cases[0].split("-")[1], json.loads((WORK / "job").read_text())["slowness"]
@@ -193,11 +135,28 @@ def calls(report: Report, cases: list[str], cycles: int) -> None:
             report(by_name.pop(name), True, f"refused: {reason}")
     names, trees = list(by_name), []
     for first in range(0, len(names), CALLS_AT_ONCE):
-        trees.append(Calls(executable, names[first : first + CALLS_AT_ONCE], directory / f"from-{first}", cycles, slowness))
+        seconds = CALL_SECONDS * slowness * (1 + cycles)
+        trees.append(Calls(executable, names[first : first + CALLS_AT_ONCE], directory / f"from-{first}", seconds, slowness))
+        for _ in range(cycles):
+            trees[-1].cycle()
     for tree in trees:
         tree.wait()
         for name in tree.names:
             report(by_name[name], *tree.judge(name))
+
+
+def killed(report: Report, cases: list[str], cycles: int) -> None:
+    """torpor is killed while it makes calls by way of a process that waits: the wait is none the worse for it."""
+    bits, slowness = cases[0].split("-")[1], json.loads((WORK / "job").read_text())["slowness"]
+    trees = [Killed(HOME / f"calls{bits}", HOME / f"{cases[0]}-{number}", slowness) for number in range(cycles)]
+    problems = []
+    for tree in trees:
+        tree.wait()
+        problems += [f"{name}: {text}" for name in tree.names for well, text in [tree.judge(name)] if not well]
+    phases = Counter(PHASES[phase] for tree in trees for phase in tree.phases)
+    if not phases[PHASES[INJECTION]]:
+        problems.append("no kill has come during an injection")
+    report(cases[0], not problems, "; ".join([f"kills: {dict(phases)}", *problems]))
 
 
 def saved(report: Report, cases: list[str], cycles: int) -> None:
@@ -233,18 +192,10 @@ def moved(report: Report, cases: list[str], cycles: int) -> None:
     report(cases[0], not problems, "; ".join([f"without {feature}", *words, *problems]))
 
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines in a file that is being written."""
-    try:
-        return path.read_text().split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-
-
 def _refusal(executable: Path, name: str, directory: Path) -> str:
     """What torpor has to say against saving this call; nothing, as a rule."""
     victim = Victim([str(executable), name, "60", "out"], directory / name, random.Random(0))
-    victim.wait_for(lambda: bool(_lines(victim.directory / "out")), 30, "its beginning")
+    victim.wait_for(lambda: bool(whole_lines(victim.directory / "out")), 30, "its beginning")
     run = torpor(victim.reaper, "check", str(victim.pid))
     for pid in [victim.pid, *descendants(victim.pid)]:
         os.kill(pid, signal.SIGKILL)
@@ -255,7 +206,7 @@ def _refusal(executable: Path, name: str, directory: Path) -> str:
 
 KINDS = {
     "check": check, "image": image, "python": python, "pipeline": pipeline, "torture": torture, "call": calls,
-    "saved": saved, "moved": moved,
+    "killed": killed, "saved": saved, "moved": moved,
 }  # fmt: skip
 
 

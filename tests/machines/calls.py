@@ -1,0 +1,91 @@
+"""Interrupted calls in a machine: a few programs of tests/programs/calls.c in one tree, and whether they noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.calls import program
+from tests.machines.victim import Victim
+from tests.settings import SEED
+from tests.torture.harness import remove_ipc
+
+HOME = Path("/tmp/cases")
+"""Where a guest has its programs, and its cases their directories."""
+SHELL = shutil.which("sh")
+EARLY, LATE = 0.2, 4.0  # s; how far a call's running time may be off where QEMU translates
+BEGIN_WITHIN = END_WITHIN = 30.0  # s
+
+
+class Calls:
+    """A few interrupted calls, by name, each in a process of its own, all in one tree; they are in these calls, or just before."""
+
+    def __init__(self, executable: Path, names: Sequence[str], directory: Path, seconds: float, slowness: float) -> None:
+        self.names, self.seconds = names, seconds
+        command = ["sh", "-c", "".join(f"{executable} {name} {seconds} {name} &\n" for name in names) + "wait\n"]
+        if not SHELL:
+            words = ([str(executable), name, str(seconds), name, ","] for name in names)
+            command = [sys.executable, str(HOME / "together.py"), *[word for few in words for word in few][:-1]]
+        self.victim = Victim(command, directory, random.Random(f"{SEED} {names[0]}"))
+        self.victim.wait_for(lambda: all(self.said(name) for name in names), BEGIN_WITHIN * slowness, "the beginning of all calls")
+        self.worked = 0.0
+        """Seconds in which torpor saved the tree or made it again; when each process stood still cannot be told from outside."""
+
+    def cycle(self) -> None:
+        """Checkpoint, kill and restart the tree."""
+        assert not any(len(self.said(name)) > 1 for name in self.names), f"over before it was saved: {self.victim.evidence()}"
+        self.worked += self.victim.cycle()
+
+    def said(self, name: str) -> list[str]:
+        return whole_lines(self.victim.directory / name)
+
+    def wait(self) -> None:
+        """Until all have ended, or should have."""
+        with contextlib.suppress(AssertionError):  # what does not end has no second line, and `judge` says so
+            end = lambda: all(len(self.said(name)) > 1 for name in self.names)  # noqa: E731
+            self.victim.wait_for(end, self.seconds + END_WITHIN, "the end of all calls")
+
+    def judge(self, name: str) -> tuple[bool, str]:
+        """Whether a call is well, and what there is to say."""
+        remove_ipc(self.victim.directory / f"{name}.ipc")
+        if len(self.said(name)) < 2:
+            return False, f"it does not end: {self.victim.evidence()}"
+        outcome = program.outcome(self.said(name)[1])
+        problems = self._problems(name, outcome)
+        text = f"{self.victim.times()}; asked {self.seconds:.0f} s, took {outcome.monotonic:.2f} s by its own clock"
+        return not problems, "; ".join([text, f"gave {outcome}", *problems])
+
+    def _problems(self, name: str, outcome: program.Outcome) -> list[str]:
+        """What is wrong with a call.
+
+        Its process's clock stands still while it does, but goes on for what is not yet stopped or already made. So by that
+        clock a call never ends early, and late by no more than torpor worked; and the clock keeps to the wall's otherwise.
+        """
+        problems = [] if outcome.result_ok else ["that is not what it gives undisturbed"]
+        if not outcome.registers_ok:
+            problems.append(f"{outcome.changed} changed over the call")
+        if outcome.monotonic < self.seconds - EARLY:
+            problems.append("it ended too early")
+        if outcome.monotonic > self.seconds + self._again(name, outcome) + self.worked + LATE:
+            problems.append("it ended too late")
+        stood_still = outcome.real_end - outcome.real_start - outcome.monotonic
+        if not -EARLY <= stood_still <= self.worked + EARLY:
+            problems.append(f"its clock stood still for {stood_still:.2f} s, torpor worked for {self.worked:.2f} s")
+        return problems
+
+    def _again(self, name: str, outcome: program.Outcome) -> float:
+        """Seconds that a call may have waited in vain: where /proc does not say for how long, it begins anew (docs/limits.md)."""
+        return 0.0 if os.path.exists("/proc/self/sched") else self.seconds
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The whole lines in a file that is being written."""
+    try:
+        return path.read_text().split("\n")[:-1]
+    except FileNotFoundError:
+        return []
