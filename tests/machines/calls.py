@@ -57,8 +57,9 @@ class Calls:
             return False, f"it does not end: {self.victim.evidence()}"
         outcome = program.outcome(self.said(name)[1])
         problems = self._problems(name, outcome)
-        text = f"{self.victim.times()}; asked {self.seconds:.0f} s, took {outcome.monotonic:.2f} s by its own clock"
-        return not problems, "; ".join([text, f"gave {outcome}", *problems])
+        words = [self.victim.times()] if self.victim.runs else []
+        words += [f"asked {self.seconds:.0f} s", f"took {outcome.monotonic:.2f} s by its own clock", f"gave {outcome}"]
+        return not problems, "; ".join([*words, *problems])
 
     def _problems(self, name: str, outcome: program.Outcome) -> list[str]:
         """What is wrong with a call.

@@ -153,10 +153,11 @@ def killed(report: Report, cases: list[str], cycles: int) -> None:
     for tree in trees:
         tree.wait()
         problems += [f"{name}: {text}" for name in tree.names for well, text in [tree.judge(name)] if not well]
-    phases = Counter(PHASES[phase] for tree in trees for phase in tree.phases)
-    if not phases[PHASES[INJECTION]]:
+    phases = Counter(phase for tree in trees for phase in tree.phases)
+    if not phases[INJECTION]:
         problems.append("no kill has come during an injection")
-    report(cases[0], not problems, "; ".join([f"kills: {dict(phases)}", *problems]))
+    words = ", ".join(f"{PHASES[phase]} {count}" for phase, count in sorted(phases.items()))
+    report(cases[0], not problems, "; ".join([f"{phases.total()} kills ({words})", *problems]))
 
 
 def saved(report: Report, cases: list[str], cycles: int) -> None:

@@ -21,8 +21,8 @@ from tests.settings import SEED
 from tests.torture.harness import INJECTION
 
 WAITS = ("nanosleep", "poll", "futex_wait")
-SECONDS = 4.0  # s; a wait that is over before its last kill, because the host is busy, has fewer of them
-ROUNDS = 3
+SECONDS = 6.0  # s; a wait that is over before its last kill, because the host is busy, has fewer of them
+ROUNDS = 2
 LATEST = 0.02  # s from the beginning of an injection to the kill: about as long as it takes, where `slowness` is 1
 LOOK_EVERY = 0.001  # s; the machine has one CPU, and torpor needs it
 KEEPS_TIME = os.uname().machine in ("x86_64", "i686")
@@ -36,27 +36,27 @@ class Killed(Calls):
     """
 
     def __init__(self, executable: Path, directory: Path, slowness: float) -> None:
-        super().__init__(executable, WAITS, directory, SECONDS * slowness, slowness)
+        phase_file = directory.parent / "phase"
+        phase_file.write_bytes(b"\0")
+        os.environ["TORPOR_PHASE_FILE"] = str(phase_file)  # which torpor reads when it is loaded
+        from torpor import checkpoint
+
+        super().__init__(executable, WAITS, directory, SECONDS, slowness)
         self.random, self.latest = random.Random(f"{SEED} {directory}"), LATEST * slowness
         self.phases: list[int] = []
         """Where torpor was when it was killed."""
         self.begun: dict[str, float] = {}
         """When a wait may have begun again, by the wall's clock."""
-        phase_file = directory.parent / "phase"
-        phase_file.write_bytes(b"\0")
-        os.environ["TORPOR_PHASE_FILE"] = str(phase_file)  # which torpor reads when it is loaded
-        import torpor
-
         with phase_file.open("r+b") as file, mmap.mmap(file.fileno(), 1) as phase:
             for _ in range(ROUNDS):
-                if self._waiting(*WAITS):
-                    torpor.checkpoint(self.victim.pid, os.devnull)
+                if any(map(self._waiting, WAITS)):
+                    checkpoint(self.victim.pid, os.devnull)
                 for name in self.random.sample(WAITS, len(WAITS)):
                     if self._waiting(name):
                         self._kill(name, phase)
 
-    def _waiting(self, *names: str) -> bool:
-        return all(len(self.said(name)) < 2 for name in names)
+    def _waiting(self, name: str) -> bool:
+        return len(self.said(name)) < 2
 
     def _kill(self, name: str, phase: mmap.mmap) -> None:
         """Have a checkpoint made of the process that waits in `name`, and kill it when it makes calls by way of that process."""
@@ -82,9 +82,9 @@ class Killed(Calls):
         """What the forked process does, and ends with."""
         code = 1
         try:
-            import torpor
+            from torpor import checkpoint
 
-            torpor.checkpoint(pid, os.devnull)
+            checkpoint(pid, os.devnull)
             code = 0
         except BaseException:
             said.write_text(traceback.format_exc())

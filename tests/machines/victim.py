@@ -75,10 +75,6 @@ class Victim:
         """Into `image`, and no further."""
         self._torpor("checkpoint", str(self.pid), "-o", image, "--kill")
 
-    def save_and_go_on(self) -> None:
-        """Into nothing: only for what a checkpoint does to the program."""
-        self._torpor("checkpoint", str(self.pid), "-o", "/dev/null")
-
     def _torpor(self, *arguments: str | Path) -> None:
         run = torpor(self.reaper, *arguments)
         self.runs.append(run)
@@ -97,6 +93,5 @@ class Victim:
         words = []
         for verb in ("checkpoint", "restart"):
             seconds = [run.seconds for run in self.runs if run.arguments[0] == verb]
-            if seconds:
-                words.append(f"{verb} {sum(seconds) / len(seconds):.2f} s")
+            words.append(f"{verb} {sum(seconds) / len(seconds):.2f} s")
         return f"{len(self.runs) // 2} cycles, {', '.join(words)}"
