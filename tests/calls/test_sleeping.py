@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.torture.harness import compile_program
+from torpor import checkpoint
 from torpor.linux import memory
 from torpor.tasks import sleeping
 from torpor.tasks.freeze import freeze
@@ -71,6 +73,24 @@ def test_seen_in_two_moments(sleeper: int, monkeypatch: pytest.MonkeyPatch) -> N
                 assert left <= ASKED, f"{left} ns left of {ASKED}"
             tree.thaw()
     assert mixed and caught >= 50, f"the race was seen {mixed} times in {caught}"
+
+
+def test_whole_seconds_are_of_the_call_that_was_seen(tmp_path: Path) -> None:
+    """{60, 0} and zeros behind it is the same to futex and futex_time64: which of them is made again, the last checkpoint has seen."""
+    waiter = subprocess.Popen([compile_program("calls", 32, tmp_path), "futex_wait", "60", tmp_path / "out"])
+    try:
+        while "futex" not in Path(f"/proc/{waiter.pid}/wchan").read_text():
+            time.sleep(0.01)
+        checkpoint(waiter.pid, os.devnull)
+        time.sleep(0.1)
+        naps = sleeping.observe([waiter.pid])
+        with freeze(waiter.pid, {}) as tree:
+            (thread,) = tree.threads()
+            assert sleeping.recognised([thread], naps)
+            assert thread.makes_again == thread.process.arch.syscalls["futex_time32"]
+    finally:
+        waiter.kill()
+        waiter.wait()
 
 
 def _vdso_end(pid: int) -> int:
