@@ -76,7 +76,7 @@ def test_seen_in_two_moments(sleeper: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_whole_seconds_are_of_the_call_that_was_seen(tmp_path: Path) -> None:
-    """{60, 0} and zeros behind it is the same to futex and futex_time64: which of them is made again, the last checkpoint has seen."""
+    """{60, 0} with zeros behind it is the same to futex and futex_time64: which one it was, the last checkpoint has seen."""
     waiter = subprocess.Popen([compile_program("calls", 32, tmp_path), "futex_wait", "60", tmp_path / "out"])
     try:
         while "futex" not in Path(f"/proc/{waiter.pid}/wchan").read_text():
