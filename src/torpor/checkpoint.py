@@ -157,6 +157,8 @@ class _Checkpoint:
 
         Only of those with relatives in the tree, with which they may share pages; of the others it is asked when it is needed.
         """
+        self.heirs: set[int] = set()
+        """The processes whose address spaces will begin as forks of their parents'."""
         self.copies: dict[int, snapshot.Copy] = {}
         self.told: dict[int, _Told] = {}
         self.why_not_copied = ""
@@ -353,6 +355,7 @@ class _Checkpoint:
         alike = cow.kept(before, now)
         heritage = cow.compare(parent, self.all_pages[parent.pid], process, self.pages[process.pid], alike)
         if heritage.shared or sharing:
+            self.heirs.add(process.pid)
             space.base = self.saving.known(("mm", parent.pid))
             space.dropped = [memory_objects.Range(start=start, end=start + length) for start, length in heritage.dropped]
             self.pages[process.pid] = heritage.own
@@ -457,7 +460,7 @@ class _Checkpoint:
             runs = runs and [run for run in runs if _uncopied(run[0])]
         if runs is None:
             runs = list(memory_objects.own_pages(process.pid, mappings))
-        self.page_writer.write(self.saving.known(("mm", process.pid)), process, runs)
+        self.page_writer.write(self.saving.known(("mm", process.pid)), process, runs, fresh=process.pid not in self.heirs)
 
     def write_copies(self) -> None:
         """The pages in the copies; the program may be running."""
@@ -467,7 +470,8 @@ class _Checkpoint:
                 mappings, runs = self.copied_mappings(pid, copy), self.pages.get(pid)
                 if runs is None:
                     runs = list(memory_objects.own_pages(copy.pid, mappings))
-                self.page_writer.write(self.saving.known(("mm", pid)), copy, [run for run in runs if not _uncopied(run[0])])
+                runs = [run for run in runs if not _uncopied(run[0])]
+                self.page_writer.write(self.saving.known(("mm", pid)), copy, runs, fresh=pid not in self.heirs)
             except Exception as error:
                 _refuse_a_lost(copy, error)
                 raise
