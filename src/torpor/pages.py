@@ -16,7 +16,7 @@ from torpor.linux.libc import PAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torpor.image.writer import ImageWriter
     from torpor.linux.procfs import Mapping
@@ -28,6 +28,23 @@ if TYPE_CHECKING:
 CHUNK = 4 << 20
 """Bytes of memory that are read, hashed and written at a time."""
 
+TWO_THREADS = 16 << 20
+"""Bytes from which it pays that one thread reads while another one hashes and writes."""
+
+BUFFERS = 3
+"""Chunks that these two threads have in hand at most, whatever the size of the program."""
+
+
+class Chunk:
+    """Pages that are read and written together: `runs` (address, bytes), `size` bytes in all, of mappings alike."""
+
+    __slots__ = ("anonymous", "readable", "runs", "size")
+
+    def __init__(self, mapping: Mapping) -> None:
+        self.runs: list[tuple[int, int]] = []
+        self.size = 0
+        self.readable, self.anonymous = mapping.readable, not mapping.inode
+
 
 class PageWriter:
     """Writes pages behind the records of the address spaces that they belong to."""
@@ -35,7 +52,7 @@ class PageWriter:
     def __init__(self, writer: ImageWriter, progress: Progress | None) -> None:
         self._writer, self._progress = writer, progress
         self._done = self._total = 0
-        self._buffer = bytearray()
+        self._buffers: list[bytearray] = []
 
     def write(self, owner: int, source: Process, runs: Sequence[PageRun], *, fresh: bool) -> None:
         """The pages `runs` (mapping, address, bytes) of the address space with the id `owner`, as `source` has them.
@@ -44,49 +61,102 @@ class PageWriter:
         address space that this one is to be a fork of. Raises OSError, TorporError.
         """
         wanted = sum(length for _, _, length in runs)
-        if not wanted:
-            return
         self._total += wanted
-        if len(self._buffer) < min(CHUNK, wanted):
-            self._buffer = bytearray(min(CHUNK, wanted))  # no longer than that: its pages are all touched here
-        buffer = self._buffer
-        target = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-        view = memoryview(buffer)
-        chunk: list[tuple[int, int]] = []
-        readable = anonymous = True
-        size = 0
+        if wanted >= TWO_THREADS:
+            self._write_by_two(owner, source, runs, fresh)
+            return
+        for chunk in chunks(runs):
+            buffer = self._buffers.pop() if self._buffers else bytearray()
+            if len(buffer) < chunk.size:
+                buffer = bytearray(min(CHUNK, wanted))  # no longer than that: its pages are all touched here
+            _read(source, chunk, buffer)
+            self._put(owner, chunk, buffer, fresh)
+            self._buffers.append(buffer)
+            self._tell(chunk)
 
-        def flush() -> None:
-            nonlocal chunk, size
-            if not chunk:
-                return
-            if readable:
-                memory.read_into(source.pid, chunk, target, size)
-            else:
-                at = 0
-                for address, length in chunk:
-                    if os.preadv(source.mem, [view[at : at + length]], address) != length:
-                        raise OSError(14, f"/proc/{source.pid}/mem: short read at {address:#x}")
-                    at += length
-            kept, data = _without_zeros(chunk, view[:size]) if anonymous and fresh else (chunk, [view[:size]])
-            if kept:
-                self._writer.add_data(Pages(owner=owner, runs=[Run(start=start, length=length) for start, length in kept]), data)
-            self._done += size
-            if self._progress:
-                self._progress(self._done, self._total)
-            chunk, size = [], 0
+    def _write_by_two(self, owner: int, source: Process, runs: Sequence[PageRun], fresh: bool) -> None:
+        """The same, by this thread, which reads, and another one. While they work they do not hold the interpreter's lock."""
+        from queue import SimpleQueue
+        from threading import Thread
 
-        for mapping, address, length in runs:
-            if (mapping.readable, not mapping.inode) != (readable, anonymous):
-                flush()
-                readable, anonymous = mapping.readable, not mapping.inode
-            while length:
-                if size == CHUNK or len(chunk) == memory.IOV_MAX:
-                    flush()
-                part = min(length, CHUNK - size)
-                chunk.append((address, part))
-                address, length, size = address + part, length - part, size + part
-        flush()
+        empty: SimpleQueue[bytearray] = SimpleQueue()
+        full: SimpleQueue[tuple[Chunk, bytearray] | None] = SimpleQueue()
+        for _ in range(BUFFERS):
+            buffer = self._buffers.pop() if self._buffers else bytearray()
+            empty.put(buffer if len(buffer) == CHUNK else bytearray(CHUNK))
+        failures: list[BaseException] = []
+
+        def put_all() -> None:
+            while job := full.get():
+                chunk, buffer = job
+                try:
+                    if not failures:
+                        self._put(owner, chunk, buffer, fresh)
+                except BaseException as error:
+                    failures.append(error)
+                empty.put(buffer)
+
+        other = Thread(target=put_all, name="torpor writes pages")
+        other.start()
+        try:
+            for chunk in chunks(runs):
+                buffer = empty.get()
+                if failures:
+                    break
+                _read(source, chunk, buffer)
+                full.put((chunk, buffer))
+                self._tell(chunk)
+        finally:
+            full.put(None)
+            other.join()
+        if failures:
+            raise failures[0]
+        self._buffers.append(empty.get())
+
+    def _put(self, owner: int, chunk: Chunk, buffer: bytearray, fresh: bool) -> None:
+        """Write what has been read, but for zeros."""
+        kept, data = chunk.runs, [memoryview(buffer)[: chunk.size]]
+        if chunk.anonymous and fresh:
+            kept, data = _without_zeros(kept, data[0])
+        if kept:
+            self._writer.add_data(Pages(owner=owner, runs=[Run(start=start, length=length) for start, length in kept]), data)
+
+    def _tell(self, chunk: Chunk) -> None:
+        self._done += chunk.size
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
+def chunks(runs: Sequence[PageRun]) -> Iterator[Chunk]:
+    """What is to be read at a time, in the order of `runs`."""
+    chunk: Chunk | None = None
+    for mapping, address, length in runs:
+        if chunk and (chunk.readable, chunk.anonymous) != (mapping.readable, not mapping.inode):
+            yield chunk
+            chunk = None
+        while length:
+            if chunk and (chunk.size == CHUNK or len(chunk.runs) == memory.IOV_MAX):
+                yield chunk
+                chunk = None
+            chunk = chunk or Chunk(mapping)
+            part = min(length, CHUNK - chunk.size)
+            chunk.runs.append((address, part))
+            chunk.size += part
+            address, length = address + part, length - part
+    if chunk:
+        yield chunk
+
+
+def _read(source: Process, chunk: Chunk, buffer: bytearray) -> None:
+    """Read a chunk into the beginning of `buffer`. Raises OSError."""
+    if chunk.readable:
+        memory.read_into(source.pid, chunk.runs, ctypes.addressof(ctypes.c_char.from_buffer(buffer)), chunk.size)
+        return
+    view, at = memoryview(buffer), 0
+    for address, length in chunk.runs:
+        if os.preadv(source.mem, [view[at : at + length]], address) != length:
+            raise OSError(14, f"/proc/{source.pid}/mem: short read at {address:#x}")
+        at += length
 
 
 def _without_zeros(runs: list[tuple[int, int]], data: memoryview) -> tuple[list[tuple[int, int]], list[memoryview]]:
