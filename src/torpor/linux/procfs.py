@@ -594,6 +594,17 @@ def syscall(pid: int, tid: int | None = None) -> tuple[int, tuple[int, ...], int
     return int(words[0]), tuple(int(word, 16) for word in words[1:-2]), int(words[-2], 16), int(words[-1], 16)
 
 
+def times_run(pid: int, tid: int) -> int | None:
+    """How often a thread has been given a processor: /proc/PID/task/TID/schedstat (Documentation/scheduler/sched-stats.rst).
+
+    None where the kernel does not count that.
+    """
+    try:
+        return int(_read(_task(pid, tid) + "/schedstat").split()[2])
+    except (FileNotFoundError, IndexError):
+        return None
+
+
 def exec_start(pid: int, tid: int | None = None) -> float | None:
     """When the thread's current or last stretch on a CPU began or was last accounted, in milliseconds of that CPU's
     clock.

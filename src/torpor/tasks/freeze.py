@@ -43,6 +43,10 @@ CLOCK_TRIES = 6
 """How often at most a thread that is reading a clock is let go for a moment. A reading takes some 50 ns, so that once is enough."""
 
 
+RUN_TRIES = 200
+"""How often at most it is asked whether that thread has been given a processor: for some 20 ms."""
+
+
 MIDWAY_TRIES = 1000
 """How often at most a thread is let go that has not yet come back into its call: until it is given a processor."""
 
@@ -254,8 +258,7 @@ class FrozenTree:
             same = len(places) > 2 and len(set(places[-3:])) == 1
             if not thread.reads_clock() or same or len(places) > CLOCK_TRIES:
                 return thread
-            ptrace.cont(tid)
-            time.sleep(1e-6)  # with the kernel's slack some 60 us; sooner it would not come to its next instruction
+            _let_run(process.pid, tid)
 
     def _await_disk(self, process: FrozenProcess, tid: int) -> None:
         """Wait while a thread sleeps where no signal reaches it (vfork(2), a disk). Raises Unsupported when that lasts too long.
@@ -331,6 +334,16 @@ class FrozenTree:
                 seen = None
                 _ignoring_gone(ptrace.interrupt, tid)
                 _ignoring_gone(ptrace.cont, tid, 0 if status >> 16 else status >> 8 & 0xFF)
+
+
+def _let_run(pid: int, tid: int) -> None:
+    """Let a stopped thread execute some instructions."""
+    before = procfs.times_run(pid, tid)
+    ptrace.cont(tid)
+    for _ in range(RUN_TRIES):
+        time.sleep(1e-6)  # with the kernel's slack some 60 us; sooner it would not come to its next instruction
+        if before is None or procfs.times_run(pid, tid) != before:
+            return  # on a busy machine others are given the processor first
 
 
 def _seen(process: FrozenProcess, tid: int) -> Seen | None:
