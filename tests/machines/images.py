@@ -17,6 +17,7 @@ import stat
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.machines import initramfs, packages, sources
@@ -25,6 +26,8 @@ from tests.settings import ROOT
 
 HERE = Path(__file__).resolve().parent
 MAKERS = ("packages.py", "initramfs.py", "images.py", "init.py")
+Parts = tuple[bytes, initramfs.Tree, list[Path]]
+"""A kernel, a root, and the files that they were made from."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,22 @@ def image(machine: Machine) -> Image:
     """The kernel and the root of `machine`, made if they are not there. Raises FetchFailure, CannotBuild, BuildFailure, OSError."""
     made_from = (machine.suite, machine.kernel, machine.packages, machine.modules)
     key = hashlib.sha256(repr(made_from).encode())
+    parts = partial(_from_packages, machine)  # a build is over before the lock is taken for which all others wait
     if machine.built:
-        key.update("".join(f"{file.stat().st_size} {file.stat().st_mtime_ns} " for file in built(machine)).encode())
+        files = built(machine)
+        key.update("".join(f"{file.stat().st_size} {file.stat().st_mtime_ns} " for file in files).encode())
+        parts = partial(_from_files, *files)
     for name in MAKERS:
         key.update((HERE / name).read_bytes())
-    directory = _once(machine.name, key.hexdigest()[:16], "lock", lambda directory: _make(machine, directory))
+    directory = _once(machine.name, key.hexdigest()[:16], "lock", lambda directory: _make(parts, directory))
     return Image(directory / "kernel", directory / "initramfs")
 
 
 def _once(name: str, key: str, lock: str, make: Callable[[Path], None]) -> Path:
     """The directory NAME-KEY of the cache, which `make` fills if it is not there; what `name` was before is deleted."""
     directory = cache() / f"{name}-{key}"
+    if directory.exists():
+        return directory
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / lock).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # of two runs at once one makes it, the other waits
@@ -82,8 +90,8 @@ def _once(name: str, key: str, lock: str, make: Callable[[Path], None]) -> Path:
     return directory
 
 
-def _make(machine: Machine, directory: Path) -> None:
-    kernel, tree, made_from = _from_sources(machine) if machine.built else _from_packages(machine)
+def _make(parts: Callable[[], Parts], directory: Path) -> None:
+    kernel, tree, made_from = parts()
     tree["init"] = initramfs.Node(stat.S_IFREG | 0o755, (HERE / "init.py").read_bytes())
     for name, number in (("console", (5, 1)), ("urandom", (1, 9))):  # what Python needs before it has mounted /dev
         tree[f"dev/{name}"] = initramfs.Node(stat.S_IFCHR | 0o600, device=number)
@@ -93,7 +101,7 @@ def _make(machine: Machine, directory: Path) -> None:
     (directory / "made-from").write_text("\n".join(file.name for file in made_from) + "\n")
 
 
-def _from_packages(machine: Machine) -> tuple[bytes, initramfs.Tree, list[Path]]:
+def _from_packages(machine: Machine) -> Parts:
     apt = packages.Apt(machine.name, machine.suite, cache() / "apt" / f"{machine.suite}-{machine.name}", cache() / "packages")
     kernel_package = apt.fetch_kernel(machine.kernel)
     fetched = apt.fetch(machine.packages)
@@ -104,8 +112,7 @@ def _from_packages(machine: Machine) -> tuple[bytes, initramfs.Tree, list[Path]]
     return kernel, tree, [kernel_package, *fetched]
 
 
-def _from_sources(machine: Machine) -> tuple[bytes, initramfs.Tree, list[Path]]:
-    kernel, root = built(machine)
+def _from_files(kernel: Path, root: Path) -> Parts:
     with tarfile.open(root) as archive:
         tree = dict(initramfs.members(archive))
     return lzma.decompress(kernel.read_bytes()), tree, [kernel, root]
