@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,10 @@ elif kind == "child":
 elif kind == "subreaper":
     import ctypes
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+elif kind == "alone":
+    import resource
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    os.setresuid(54321, 54321, 54321)
 pages, number = range(0, length, 4096), 0
 while not os.path.exists(place + "/stop"):
     number += 1
@@ -78,7 +83,7 @@ def named(place: Path) -> list[int]:
 @contextmanager
 def program(place: Path, kind: str = "") -> Iterator[int]:
     """The program, at work in `place`; ended with all that has its name when the block is left."""
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     null = subprocess.DEVNULL
     command = [sys.executable, "-c", ROUNDS, str(place), kind]
     popen = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True)
@@ -221,6 +226,20 @@ def test_a_copy_is_killed(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(begun + rest)
     with pytest.raises(torpor.BadImage):
         torpor.open_image(tmp_path / "image").verify_data(None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a program as another user")
+def test_the_program_may_not_make_a_process(tmp_path: Path) -> None:
+    """Its memory is written while it stands still; a limit of processes does not keep it from being saved."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o777)
+        place = Path(directory) / "place"
+        place.mkdir(0o777)
+        place.chmod(0o777)
+        with program(place, "alone") as pid:
+            assert "Resource temporarily unavailable" in torpor.checkpoint(pid, tmp_path / "image")
+            goes_on(place, pid)
+            assert named(place) == [pid]
 
 
 def test_why_there_is_no_copy(tmp_path: Path) -> None:
