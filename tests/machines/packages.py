@@ -46,7 +46,6 @@ class Apt:
             "APT::Architectures": architecture,
             "APT::Install-Recommends": "false",
             "APT::Sandbox::User": "root",  # _apt may not enter a home directory
-            "APT::Update::Error-Mode": "any" if sources else "persistent-failure",  # a mirror may have no sources
             "Acquire::Languages": "none",
             "Debug::NoLocking": "true",
             "Dir::Etc::sourcelist": state / "sources.list",
@@ -57,6 +56,8 @@ class Apt:
             "Dir::State::status": state / "status",
             "Dir::Cache": state,
         }
+        if sources:
+            settings["APT::Update::Error-Mode"] = "any"  # a mirror may have no sources
         self._options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
         self._empty = ["-o", f"Dir::Cache::archives={state / 'none'}"]
         self._apt("update", "-qq")
