@@ -165,3 +165,28 @@ def test_a_program_that_cannot_be_stopped_goes_on_unharmed(tmp_path: Path, monke
         assert time.monotonic() < end, "it does not go on"
         time.sleep(0.01)
     assert os.waitstatus_to_exitcode(ended[1]) == 7
+
+
+def test_an_id_that_only_a_process_group_has(tmp_path: Path) -> None:
+    """No process is to be seen under it, and yet the kernel gives it to none: a restart that is free to makes a namespace."""
+    out = tmp_path / "out"
+    null = subprocess.DEVNULL
+    command = [sys.executable, "-c", COUNTER, str(out)]
+    leader = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, process_group=0)
+    member = subprocess.Popen(["sleep", "60"], stdin=null, stdout=null, stderr=null, process_group=leader.pid)
+    try:
+        await_lines(out, 3)
+        torpor.checkpoint(leader.pid, tmp_path / "image", kill=True)
+        assert leader.wait() == -9
+        assert not os.path.exists(f"/proc/{leader.pid}")
+        with pytest.raises(torpor.Unsupported, match="process group"):
+            torpor.restart(tmp_path / "image", pids="same")
+        restarted = torpor.restart(tmp_path / "image")
+        assert restarted.mode == "namespace"
+        assert os.waitstatus_to_exitcode(restarted.wait()) == 7
+        assert [line.split()[0] for line in await_lines(out, 40)] == [str(number) for number in range(40)]
+    finally:
+        leader.kill()
+        leader.wait()
+        member.kill()
+        member.wait()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import torpor
-from tests.altered import environment
+from tests.altered import environment, running
 from tests.conftest import FULL, SEED
 
 # Every page is given the number of the round, one after the other; memory that is not of one instant shows at the end of a round.
@@ -84,17 +84,13 @@ def named(place: Path) -> list[int]:
 def program(place: Path, kind: str = "") -> Iterator[int]:
     """The program, at work in `place`; ended with all that has its name when the block is left."""
     place.mkdir(exist_ok=True)
-    null = subprocess.DEVNULL
-    command = [sys.executable, "-c", ROUNDS, str(place), kind]
-    popen = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True)
-    try:
-        goes_on(place, popen.pid)
-        yield popen.pid
-    finally:
-        popen.kill()
-        popen.wait()
-        for pid in named(place):
-            os.kill(pid, 9)
+    with running([sys.executable, "-c", ROUNDS, str(place), kind], wait=False) as pid:
+        try:
+            goes_on(place, pid)
+            yield pid
+        finally:
+            for each in named(place):
+                os.kill(each, 9)
 
 
 def save_slowly(pid: int, *arguments: str) -> tuple[subprocess.Popen[bytes], bytes]:

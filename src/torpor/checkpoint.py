@@ -33,7 +33,7 @@ from torpor.tasks.retry import Slots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torpor.pages import PageRun, Progress
     from torpor.tasks.freeze import FrozenProcess, FrozenThread
     from torpor.tasks.sleeping import Nap
+    from torpor.tasks.task import Process
 
 WORTH_A_COPY = 2 << 20
 """Bytes of memory of a process below which to write them is as quick as to have the kernel make a copy."""
@@ -74,7 +75,7 @@ def checkpoint(
     with tree, ImageWriter.open(output) as writer, _Checkpoint(tree, writer, mappings, naps, absent, progress) as run:
         try:
             run.describe()
-            run.save_memory(ENDS if kill else run.against_copies())
+            run.save_memory(kill)
             run.shorten_waits()
         except Exception as error:
             _refuse_the_dead(tree, error)
@@ -155,8 +156,10 @@ class _Checkpoint:
         self.pages: dict[int, list[PageRun]] = {}
         """The runs of pages that belong to a process alone, and those of them that are written for it.
 
-        Only of those with relatives in the tree, with which they may share pages; of the others it is asked when it is needed.
+        Only of the relatives, which may share pages; of the others it is asked when it is needed.
         """
+        self.relatives: set[int] = set()
+        """The processes whose parent or a child of which is in the tree, alive."""
         self.heirs: set[int] = set()
         """The processes whose address spaces will begin as forks of their parents'."""
         self.copies: dict[int, snapshot.Copy] = {}
@@ -181,6 +184,9 @@ class _Checkpoint:
             for process in self.tree.alive():
                 self.told[process.pid] = self.question(process)
         self.write_descriptors()
+        for process in self.tree.alive():
+            if process.parent and not process.parent.zombie:
+                self.relatives |= {process.pid, process.parent.pid}
         for process in self.tree.processes:
             self.write_process(process)
         self.write_contents()
@@ -310,7 +316,7 @@ class _Checkpoint:
         mine = self.told[process.pid]
         self.note_mapped_contents(process)
         space = memory_objects.describe(process, self.mappings[process.pid], mine.inside.brk, saving)
-        if self.has_relatives(process):
+        if process.pid in self.relatives:
             self.pages[process.pid] = list(memory_objects.own_pages(process.pid, self.mappings[process.pid]))
             self.all_pages[process.pid] = self.pages[process.pid]
             self.find_heritage(process, space)
@@ -337,10 +343,6 @@ class _Checkpoint:
                     passed = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.stopped
                     slots.put(thread, number, max(0, left - passed))
                     process.arch.registers.write_general(thread.tid, thread.regs)
-
-    def has_relatives(self, process: FrozenProcess) -> bool:
-        """Whether its parent or a child of it is in the tree, alive."""
-        return any(other.parent is process or process.parent is other for other in self.tree.alive())
 
     def find_heritage(self, process: FrozenProcess, space: memory_objects.Mm) -> None:
         """Leave out the pages that a child shares with its parent since fork."""
@@ -412,34 +414,36 @@ class _Checkpoint:
             for offset, data in parts:
                 self.writer.add_data(FileData(owner=number, runs=[Run(start=offset, length=len(data))]), [data])
 
-    def against_copies(self) -> str:
-        """What speaks against copies of the program's memory, in words; nothing, as a rule."""
-        sizes = [self.private_bytes(process) for process in self.tree.alive()]
-        if max(sizes) < WORTH_A_COPY:
-            return ""
+    def save_memory(self, kill: bool) -> None:
+        """While nothing moves: a copy of every large memory, if nothing speaks against it, or else its pages into the image."""
+        sizes = {process.pid: self.private_bytes(process) for process in self.tree.alive()}
+        against = ENDS if kill else self.against_copies(sizes)
         for process in self.tree.alive():
-            if self.told[process.pid].inside.subreaper:
-                return f"process {process.pid} takes in orphans (PR_SET_CHILD_SUBREAPER), and a copy would be one"
-        if (room := headroom.available(self.tree.processes[0].pid)) < sum(sizes):
-            return f"all of its {sum(sizes) >> 20} MiB may change meanwhile, and there is memory for {room >> 20} MiB"
-        return ""
+            if not against and sizes[process.pid] >= WORTH_A_COPY:
+                try:
+                    with Held():
+                        self.copies[process.pid] = self.copy_of(process)
+                except snapshot.NoCopy as error:
+                    against = str(error)
+            self.write_pages(process.pid, process, _uncopied if process.pid in self.copies else _any)
+        self.why_not_copied = against
 
     def private_bytes(self, process: FrozenProcess) -> int:
         """About how much memory a process has for itself."""
         private = (mapping for mapping in self.mappings[process.pid] if not mapping.shared)
         return sum(max(0, mapping.anonymous_kb) + max(0, mapping.swap_kb) << 10 for mapping in private)
 
-    def save_memory(self, against: str) -> None:
-        """While nothing moves: a copy of every large memory, if nothing speaks against it, or else its pages into the image."""
-        for process in self.tree.alive():
-            if not against and self.private_bytes(process) >= WORTH_A_COPY:
-                try:
-                    with Held():
-                        self.copies[process.pid] = self.copy_of(process)
-                except snapshot.NoCopy as error:
-                    against = str(error)
-            self.write_pages(process)
-        self.why_not_copied = against
+    def against_copies(self, sizes: Mapping[int, int]) -> str:
+        """What speaks against copies of memory of these sizes, by process, in words; nothing, as a rule."""
+        if max(sizes.values()) < WORTH_A_COPY:
+            return ""
+        for pid, told in self.told.items():
+            if told.inside.subreaper:
+                return f"process {pid} takes in orphans (PR_SET_CHILD_SUBREAPER), and a copy would be one"
+        size, room = sum(sizes.values()), headroom.available(self.tree.processes[0].pid)
+        if room < size:
+            return f"all of its {size >> 20} MiB may change meanwhile, and there is memory for {room >> 20} MiB"
+        return ""
 
     def copy_of(self, process: FrozenProcess) -> snapshot.Copy:
         """Have the kernel make one. Raises NoCopy."""
@@ -452,43 +456,38 @@ class _Checkpoint:
             take_code_away(process, process.padding)
         return copy
 
-    def write_pages(self, process: FrozenProcess) -> None:
-        """The pages of a process; of one that has been copied, those that are not in the copy."""
-        mappings, runs = self.mappings[process.pid], self.pages.get(process.pid)
-        if process.pid in self.copies:
-            mappings = [mapping for mapping in mappings if _uncopied(mapping)]
-            runs = runs and [run for run in runs if _uncopied(run[0])]
-        if runs is None:
-            runs = list(memory_objects.own_pages(process.pid, mappings))
-        self.page_writer.write(self.saving.known(("mm", process.pid)), process, runs, fresh=process.pid not in self.heirs)
-
     def write_copies(self) -> None:
         """The pages in the copies; the program may be running."""
         for pid, copy in list(self.copies.items()):
             try:
                 copy.part()
-                mappings, runs = self.copied_mappings(pid, copy), self.pages.get(pid)
-                if runs is None:
-                    runs = list(memory_objects.own_pages(copy.pid, mappings))
-                runs = [run for run in runs if not _uncopied(run[0])]
-                self.page_writer.write(self.saving.known(("mm", pid)), copy, runs, fresh=pid not in self.heirs)
+                self.check_copy(pid, copy)
+                self.write_pages(pid, copy, lambda mapping: not _uncopied(mapping))
             except Exception as error:
                 _refuse_a_lost(copy, error)
                 raise
             _refuse_a_lost(copy, None)  # of memory that is gone, too, the kernel says that no page is there
             self.copies.pop(pid).end()  # what the program changes costs memory until then
 
-    def copied_mappings(self, pid: int, copy: snapshot.Copy) -> list[MappedRange]:
-        """The mappings of a process whose pages its copy has. Raises TorporError if these are not those that were expected."""
+    def check_copy(self, pid: int, copy: snapshot.Copy) -> None:
+        """Raises TorporError if the copy of a process has not all the mappings that it is to have."""
         theirs = {mapping.start: mapping.flags for mapping in procfs.smaps(copy.pid)}
-        found = [mapping for mapping in self.mappings[pid] if not _uncopied(mapping)]
-        for mapping in found:
-            private = not (mapping.shared or memory_objects.special(mapping) or memory_objects.ignored(mapping))
-            if private and "wf" in theirs.get(mapping.start, {"wf"}):
+        for mapping in self.mappings[pid]:
+            if mapping.shared or _uncopied(mapping) or memory_objects.special(mapping) or memory_objects.ignored(mapping):
+                continue
+            if "wf" in theirs.get(mapping.start, {"wf"}):
                 # Its flags had been seen before the stop.
                 what, reason = f"memory at {mapping.start:#x}", "the program has just said that no child gets it (madvise)"
                 raise TorporError(Obstacle(what, reason, "try again", pid=pid))
-        return found
+
+    def write_pages(self, pid: int, source: Process, wanted: Callable[[MappedRange], bool]) -> None:
+        """The pages of the `wanted` mappings of a process, as `source` has them: it, or a copy of it."""
+        runs = self.pages.get(pid)
+        if runs is None:
+            runs = list(memory_objects.own_pages(source.pid, [mapping for mapping in self.mappings[pid] if wanted(mapping)]))
+        else:
+            runs = [run for run in runs if wanted(run[0])]
+        self.page_writer.write(self.saving.known(("mm", pid)), source, runs, fresh=pid not in self.heirs)
 
 
 class _Told:
@@ -507,6 +506,10 @@ class _Told:
 
 def _place(mapping: MappedRange) -> tuple[int, int, str, int, int]:
     return mapping.start, mapping.end, mapping.perms, mapping.offset, mapping.inode
+
+
+def _any(mapping: MappedRange) -> bool:
+    return True
 
 
 def _uncopied(mapping: MappedRange) -> bool:

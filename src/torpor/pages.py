@@ -111,7 +111,7 @@ class PageWriter:
             other.join()
         if failures:
             raise failures[0]
-        self._buffers.append(empty.get())
+        self._buffers += [empty.get() for _ in range(BUFFERS)]
 
     def _put(self, owner: int, chunk: Chunk, buffer: bytearray, fresh: bool) -> None:
         """Write what has been read, but for zeros."""

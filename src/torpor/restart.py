@@ -47,9 +47,6 @@ MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 NSEC = 1_000_000_000
 
-_TAKEN = "one of them is taken here, if only by a process group whose leader has ended"
-
-
 class Restarted:
     """A program that goes on. `pid` is its id here, `own_pid` the one it knows; `warnings` is what could not be given back."""
 
@@ -134,9 +131,9 @@ def _restart(
         mode = _choose(pids, root)
         try:
             return commit(image, root, mode)
-        except _IdsRefused as refused:
+        except (_IdTaken, _MayNotChoose):
             if pids == SAME or mode == NAMESPACE:
-                raise refused.told() from refused
+                raise
         return commit(image, root, NAMESPACE)
 
 
@@ -358,7 +355,7 @@ def _commit_here(image: Image, root: ProcessPlan, mode: str) -> Restarted:
 
 
 def _commit(image: Image, root: ProcessPlan, mode: str) -> Restarted:
-    """Run the commit pass in a keeper of its own. Raises TorporError; _IdsRefused when the kernel does not give it the ids."""
+    """Run the commit pass in a keeper of its own. Raises TorporError; _IdTaken, _MayNotChoose for the ids."""
     receive, send = os.pipe2(os.O_CLOEXEC)
     keeper = os.fork()
     if keeper == 0:
@@ -447,26 +444,26 @@ def _keep(image: Image, root: ProcessPlan, mode: str, channel: int) -> None:
         os._exit(status)
 
 
-class _IdsRefused(TorporError):
-    """The kernel did not give us a process id that the check pass had taken for free, and for ours to choose."""
+class _IdTaken(Unsupported):
+    """The kernel did not give us a process id that the check pass had taken for free."""
 
-    def told(self) -> TorporError:
-        """What the user hears of it who wanted these ids and no others."""
-        permitted = any(obstacle.reason == _TAKEN for obstacle in self.obstacles)
-        return (Unsupported if permitted else NoPermission)(self.obstacles)
+
+class _MayNotChoose(NoPermission):
+    """The kernel did not let us choose a process id."""
 
 
 _ERRORS: dict[str, type[TorporError]] = {
-    kind.__name__: kind for kind in (TorporError, UsageError, Unsupported, BadImage, NoPermission, _IdsRefused)
+    kind.__name__: kind for kind in (TorporError, UsageError, Unsupported, BadImage, NoPermission, _IdTaken, _MayNotChoose)
 }
 
 
 def _failure(error: BaseException) -> TorporError:
     """What is said of an exception that ended the commit pass."""
     if isinstance(error, FileExistsError) and str(error).startswith("[Errno 17] clone3"):
-        return _IdsRefused(Obstacle("process ids", _TAKEN, "say --pids namespace"))
+        reason = "one of them is taken here, if only by a process group whose leader has ended"
+        return _IdTaken(Obstacle("process ids", reason, "say --pids namespace"))
     if isinstance(error, PermissionError) and str(error).startswith("[Errno 1] clone3"):
-        return _IdsRefused(Obstacle("process ids", "this user may not choose them", "say --pids namespace"))
+        return _MayNotChoose(Obstacle("process ids", "this user may not choose them", "say --pids namespace"))
     if isinstance(error, TorporError):
         return error
     if isinstance(error, OSError):

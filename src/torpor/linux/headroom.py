@@ -1,6 +1,6 @@
 """How much memory a process may still take: /proc/meminfo (proc_meminfo(5)) and the limits of its control groups (cgroups(7)).
 
-headroom.available(pid)         bytes, 0 if the process is gone
+    headroom.available(pid)         bytes, 0 if the process is gone
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ RLIM_INFINITY = 2**64 - 1
 PF_KTHREAD = 0x00200000
 """The bit in Stat.flags that says kernel thread (linux/sched.h)."""
 
-_PF_EXITING = 4  # the same
+_PF_EXITING = 4  # linux/sched.h
 
 _DELETED = b" (deleted)"
 

@@ -81,6 +81,20 @@ def stop_again(tid: int) -> list[int]:
         held.append(status >> 8 & 0xFF)
 
 
+def to_next_call(tid: int) -> int:
+    """Let a stopped task on to its next stop at a call's entry or exit, or in one that has made a task. Returns the wait status.
+
+    Raises ProcessLookupError when it was killed meanwhile.
+    """
+    while True:
+        ptrace.cont_to_syscall(tid)
+        status = ptrace.wait(tid)
+        if status is None or not os.WIFSTOPPED(status):
+            raise ProcessLookupError(3, f"task {tid} was killed meanwhile")
+        if status >> 8 == ptrace.SYSCALL_STOP or status >> 16 == ptrace.EVENT_CLONE:
+            return status
+
+
 def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
     """Where torpor's code can lie in a process: the address behind the vdso's section headers (elf(5)), as a rule.
 
@@ -331,7 +345,7 @@ class Remote:
         """
         results: list[int] = []
         for first in range(0, len(calls), _TABLE_CALLS):
-            results += self._batch(calls[first : first + _TABLE_CALLS])
+            results += self.table(calls[first : first + _TABLE_CALLS])
         return results
 
     def call(self, name: str, *args: int) -> int:
@@ -350,15 +364,15 @@ class Remote:
                 raise OSError(-result, f"{call[0]} in process {self.thread.process.pid}: {os.strerror(-result)}")
         return results
 
-    def _batch(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> list[int]:
+    def table(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> list[int]:
+        """Like `batch`, of no more calls than fit into the work area at a time.
+
+        `passed_on` (source, target, argument): the result of call `source` becomes that argument of call `target`.
+        """
         self._load(calls, passed_on)
         self._enter("batch")
         done = memory.read(self.thread.process.pid, self.work_at + _TABLE, _ENTRY.size * len(calls))
         return [self.arch.signed(entry[_RESULT]) for entry in _ENTRY.iter_unpack(done)]
-
-    def batch_passing_on(self, calls: Sequence[Call], source: int, target: int, argument: int) -> list[int]:
-        """Like `batch`; the result of call `source` becomes that argument of call `target`."""
-        return self._batch(calls, (source, target, argument))
 
     def argument_at(self, call: int, argument: int, width: int) -> int:
         """The address of the low `width` bytes of an argument in the table of calls."""

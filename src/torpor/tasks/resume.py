@@ -8,12 +8,9 @@ alternative.
 
 from __future__ import annotations
 
-import os
-
 from torpor.arch.contract import ERESTART_RESTARTBLOCK
 from torpor.arch.waits import NO_LIMIT
-from torpor.linux import ptrace
-from torpor.tasks.remote import stop_again
+from torpor.tasks.remote import stop_again, to_next_call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,11 +40,7 @@ def _interrupted_call(remote: Remote, call: tuple[int, ...]) -> int:
     """Make a call that finds a signal pending as soon as it would sleep. Returns its result, -516 included."""
     tid = remote.thread.tid
     remote.begin(call)
-    ptrace.cont_to_syscall(tid)
-    while (status := ptrace.wait(tid)) is not None and os.WIFSTOPPED(status) and status >> 8 != ptrace.SYSCALL_STOP:
-        ptrace.cont_to_syscall(tid)
-    if status is None or not os.WIFSTOPPED(status):
-        raise ProcessLookupError(3, f"task {tid} was killed meanwhile")
+    to_next_call(tid)
     remote.suppressed += stop_again(tid)
     arch, regs = remote.arch, remote.arch.registers.read_general(tid)
     if arch.rewinds and regs[arch.ip] == remote.code_at + arch.code.symbols["call"]:

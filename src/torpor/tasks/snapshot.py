@@ -17,6 +17,7 @@ import struct
 
 from torpor.linux import memory, ptrace
 from torpor.linux.clone import CLONE_FILES, CLONE_FS, CLONE_PARENT_SETTID, CLONE_VFORK, CLONE_VM
+from torpor.tasks.remote import to_next_call
 from torpor.tasks.task import Process
 
 TYPE_CHECKING = False
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from torpor.tasks.remote import Remote
 
-_WALL = 0x40000000
 _NOBODY = 0x7FFFFFFF  # above any process id: wait4(2) of it is an error
 _CLOSE_RANGE_UNSHARE = 2
 _EINVAL = -22
@@ -47,7 +47,7 @@ class Copy(Process):
         self.arch, self._maker = maker.arch, maker
 
     def part(self) -> None:
-        """Have it give up what it shares with the program, which may be running again. Raises NoCopy, OSError: it has been killed.
+        """Have it give up what it shares with the program, which may be running again. Raises OSError: it has been killed.
 
         Files and pipes shall end when the program closes them (before Linux 5.9 the copy keeps them as long as it lives), and
         a signal to its process group is not for the copy; nor may that group be held by it, for its number is a process id.
@@ -60,7 +60,7 @@ class Copy(Process):
         files = ("close_range", 0, 0xFFFFFFFF, _CLOSE_RANGE_UNSHARE)
         self._maker.lend(self, ("setsid",), files, ("seccomp", 0, 0, 0), ("getpid",))
         for _ in range(2 * 2):  # a call stops on entry and on exit
-            _to_next_stop(self.pid)
+            to_next_call(self.pid)
 
     def end(self) -> None:
         """Kill and reap it. Its parent, init, reaps it once more."""
@@ -78,7 +78,7 @@ def take(remote: Remote) -> Copy:
         ("clone3", arguments, len(_arguments(0, remote))),
         ("seccomp", 0, 0, 0),  # SECCOMP_SET_MODE_STRICT; its flags are the result of clone3
         ("getpid",),
-        ("wait4", _NOBODY, 0, _WALL, 0),  # of the process whose id clone3 leaves here
+        ("wait4", _NOBODY, 0, ptrace.WALL, 0),  # of the process whose id clone3 leaves here
         # How far the child has come in the batch when torpor dies is not known: there is enough for both.
         ("getpid",),
         ("getpid",),
@@ -96,7 +96,7 @@ def take(remote: Remote) -> Copy:
     remote.at_birth = at_birth
     try:
         ptrace.set_options(tid, ptrace.O_TRACESYSGOOD | ptrace.O_TRACEVFORK | ptrace.O_TRACECLONE)
-        results = remote.batch_passing_on(calls, _CLONE, _LOCK, 1)
+        results = remote.table(calls, (_CLONE, _LOCK, 1))
         ptrace.set_options(tid, ptrace.O_TRACESYSGOOD)
         if failures:
             raise failures[0]
@@ -127,25 +127,16 @@ def _by_intermediate(remote: Remote, tid: int, arguments: int) -> int:
         memory.write(remote.thread.process.pid, [(arguments, _arguments(CLONE_FS | CLONE_FILES, remote))])
         remote.lead(tid)
         for _ in range(2):  # a call stops on entry and on exit, and one that makes a task in between
-            if _to_next_stop(tid) >> 16 == ptrace.EVENT_CLONE:
+            if to_next_call(tid) >> 16 == ptrace.EVENT_CLONE:
                 made = ptrace.event_message(tid)
                 _await_birth(made)
                 return made
         registers = remote.arch.registers.read_general(tid)
         raise NoCopy(f"the kernel makes no copy of it (clone3 gives {remote.arch.signed(registers[remote.arch.result])})")
+    except ProcessLookupError as error:
+        raise NoCopy("what was to make it has been killed") from error
     finally:
         _end(tid)
-
-
-def _to_next_stop(tid: int) -> int:
-    """Let a stopped task on to its next stop at a call; the wait status. Raises NoCopy when it has been killed."""
-    while True:
-        ptrace.cont_to_syscall(tid)
-        status = ptrace.wait(tid)
-        if status is None or not os.WIFSTOPPED(status):
-            raise NoCopy("it has been killed")
-        if status >> 8 == ptrace.SYSCALL_STOP or status >> 16 == ptrace.EVENT_CLONE:
-            return status
 
 
 def _await_birth(tid: int) -> None:
