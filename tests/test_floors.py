@@ -26,6 +26,7 @@ FLOORS = {
     "restart": 4,
     "preflight": 4,
     "pages": 4,
+    "parent": 4,
     "rebuild": 4,
     "selfsave": 4,
     "objects": 3,
@@ -40,6 +41,8 @@ SIDEWAYS = {
     ("checkpoint", "preflight"),
     ("restart", "preflight"),
     ("checkpoint", "pages"),
+    ("checkpoint", "parent"),
+    ("pages", "parent"),
     ("restart", "rebuild"),
     ("selfsave", "checkpoint"),
 }

@@ -79,6 +79,6 @@ def test_what_is_kept(runs: list[tuple[int, int]], pages: str, kept: list[tuple[
     """In pages: where runs begin and how long they are; x holds data from the start on, o at its end, . none."""
     looks = {"x": b"x" * PAGE, "o": bytes(PAGE - 1) + b"x", ".": bytes(PAGE)}
     data = b"".join(looks[look] for look in pages)
-    found, parts = _without_zeros([(start * PAGE, length * PAGE) for start, length in runs], memoryview(data))
+    found, parts = _without_zeros([(start * PAGE, length * PAGE) for start, length in runs], [memoryview(data)])
     assert found == [(start * PAGE, length * PAGE) for start, length in kept]
     assert b"".join(parts) == b"".join(looks[look] for look in pages if look != ".")

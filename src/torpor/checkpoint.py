@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from torpor.linux.procfs import Mapping as MappedRange
     from torpor.objects.files.seen import Seen
     from torpor.pages import PageRun, Progress
+    from torpor.parent import Parent
     from torpor.tasks.freeze import FrozenProcess, FrozenThread
     from torpor.tasks.sleeping import Nap
     from torpor.tasks.task import Process
@@ -61,18 +62,51 @@ def checkpoint(
     kill: bool = False,
     progress: Progress | None = None,
     absent: Mapping[int, int] | None = None,
+    parent: str | os.PathLike[str] | None = None,
+    compress: str = "",
 ) -> str:
     """Save the process `pid` and all its descendants into the file `output` ("-": standard output; a number: a descriptor).
 
     The program goes on unless `kill`. `progress` is called with the bytes written and the bytes in all. The processes `absent`
-    (id -> wait status) are not stopped; in the image they have ended with that status. Returns why the program had to stand still
+    (id -> wait status) are not stopped; in the image they have ended with that status. `parent`: an earlier image of the program;
+    memory that is as it was then is not saved again, and the new image needs the file. `compress`: how memory is compressed,
+    "zstd" or "zstd:LEVEL". Returns why the program had to stand still
     until its memory was written; "" when it had not to. Raises TorporError (its subclasses tell which exit code); the program is
     then unharmed and no file has appeared.
     """
-    absent = absent or {}
+    level, earlier = 0, None
+    if compress:
+        from torpor.image.compression import compressor, level_of
+
+        compressor(level := level_of(compress))  # refused now where there is no library
+    if parent is not None:
+        from torpor.parent import Parent
+
+        earlier = Parent(parent, output)
+    try:
+        return _checkpoint(pid, output, kill, progress, absent or {}, earlier, level)
+    finally:
+        if earlier:
+            earlier.close()
+
+
+def _checkpoint(
+    pid: int,
+    output: str | os.PathLike[str] | int,
+    kill: bool,
+    progress: Progress | None,
+    absent: Mapping[int, int],
+    earlier: Parent | None,
+    level: int,
+) -> str:
+    """The same, a step a line."""
     mappings = preflight.survey(pid, absent)
     naps, tree = _frozen(pid, absent, mappings)
-    with tree, ImageWriter.open(output) as writer, _Checkpoint(tree, writer, mappings, naps, absent, progress) as run:
+
+    def pages(saving: Saving) -> PageWriter:
+        return PageWriter(saving, progress, level, earlier)
+
+    with tree, ImageWriter.open(output) as writer, _Checkpoint(tree, writer, mappings, naps, absent, pages) as run:
         try:
             run.describe()
             run.save_memory(kill)
@@ -145,7 +179,7 @@ class _Checkpoint:
         mappings: dict[int, list[MappedRange]],
         naps: dict[int, Nap],
         absent: Mapping[int, int],
-        progress: Progress | None,
+        page_writer: Callable[[Saving], PageWriter],
     ) -> None:
         self.stopped = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self.tree, self.writer, self.mappings, self.naps = tree, writer, mappings, naps
@@ -165,7 +199,7 @@ class _Checkpoint:
         self.copies: dict[int, snapshot.Copy] = {}
         self.told: dict[int, _Told] = {}
         self.why_not_copied = ""
-        self.page_writer = PageWriter(writer, progress)
+        self.page_writer = page_writer(self.saving)
         self.contents: dict[tuple[int, str | int], Iterator[tuple[int, bytes]]] = {}
         """(file's id, path it is opened by, or offset of a part of it) -> its contents."""
 
@@ -487,7 +521,7 @@ class _Checkpoint:
             runs = list(memory_objects.own_pages(source.pid, [mapping for mapping in self.mappings[pid] if wanted(mapping)]))
         else:
             runs = [run for run in runs if wanted(run[0])]
-        self.page_writer.write(self.saving.known(("mm", pid)), source, runs, fresh=pid not in self.heirs)
+        self.page_writer.write(self.saving.known(("mm", pid)), source, runs, fresh=pid not in self.heirs, written=None)
 
 
 class _Told:

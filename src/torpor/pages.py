@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+from _thread import allocate_lock
+from bisect import bisect_right
 
+from torpor.image.format import CompressedPages, Pages, ParentPages, ParentRun
 from torpor.image.format import DataRun as Run
-from torpor.image.format import Pages
 from torpor.linux import memory
 from torpor.linux.libc import PAGE
 
@@ -18,12 +20,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torpor.image.writer import ImageWriter
+    from torpor.image.chain import Source
     from torpor.linux.procfs import Mapping
+    from torpor.objects.saving import Saving
+    from torpor.parent import Known, Parent
     from torpor.tasks.task import Process
 
     Progress = Callable[[int, int], None]
     PageRun = tuple[Mapping, int, int]
+    Kept = dict[Source, list[tuple[int, int, int]]]
 
 CHUNK = 4 << 20
 """Bytes of memory that are read, hashed and written at a time."""
@@ -33,6 +38,12 @@ TWO_THREADS = 16 << 20
 
 BUFFERS = 3
 """Chunks that these two threads have in hand at most, whatever the size of the program."""
+
+COMPRESSORS = 4
+"""Threads that compress at most: each has a chunk in hand, and what it compares that with."""
+
+UNPACKED = 2
+"""Decompressed chunks of a parent that each of them has at hand."""
 
 
 class Chunk:
@@ -47,57 +58,82 @@ class Chunk:
 
 
 class PageWriter:
-    """Writes pages behind the records of the address spaces that they belong to."""
+    """Writes pages behind the records of the address spaces that they belong to.
 
-    def __init__(self, writer: ImageWriter, progress: Progress | None) -> None:
-        self._writer, self._progress = writer, progress
+    `level`: that of compression (zstd), 0 for none. `parent`: the earlier image in which pages may be found.
+    """
+
+    def __init__(self, saving: Saving, progress: Progress | None, level: int = 0, parent: Parent | None = None) -> None:
+        self._saving, self._writer, self._progress = saving, saving.writer, progress
+        self._level, self._parent = level, parent
         self._done = self._total = 0
         self._buffers: list[bytearray] = []
+        self._lock = allocate_lock()
+        """Held by a thread that adds a record."""
 
-    def write(self, owner: int, source: Process, runs: Sequence[PageRun], *, fresh: bool) -> None:
+    def write(
+        self, owner: int, source: Process, runs: Sequence[PageRun], *, fresh: bool, written: Sequence[tuple[int, int]] | None
+    ) -> None:
         """The pages `runs` (mapping, address, bytes) of the address space with the id `owner`, as `source` has them.
 
         In as few reads as possible, of at most CHUNK bytes. `fresh`: what the image leaves out will be as new, and not as in an
-        address space that this one is to be a fork of. Raises OSError, TorporError.
+        address space that this one is to be a fork of. `written`: the runs (address, bytes), ascending, outside of which no page
+        has been written since the parent image; None if that is not known. Raises OSError, TorporError.
         """
+        known = self._parent.memory_of(source.own_pid) if self._parent else None
+        kept: Kept = {}
+        if known and written is not None:
+            runs, known = _unknown(runs, known, written, kept), None
         wanted = sum(length for _, _, length in runs)
         self._total += wanted
+        job = _Job(owner, fresh, known, kept, self._compressor())
         if wanted >= TWO_THREADS:
-            self._write_by_two(owner, source, runs, fresh)
-            return
-        for chunk in chunks(runs):
-            buffer = self._buffers.pop() if self._buffers else bytearray()
-            if len(buffer) < chunk.size:
-                buffer = bytearray(min(CHUNK, wanted))  # no longer than that: its pages are all touched here
-            _read(source, chunk, buffer)
-            self._put(owner, chunk, buffer, fresh)
-            self._buffers.append(buffer)
-            self._tell(chunk)
+            self._write_by_several(job, source, runs)
+        else:
+            for chunk in chunks(runs):
+                buffer = self._buffers.pop() if self._buffers else bytearray()
+                if len(buffer) < chunk.size:
+                    buffer = bytearray(min(CHUNK, wanted))  # no longer than that: its pages are all touched here
+                _read(source, chunk, buffer)
+                self._put(job, chunk, buffer)
+                self._buffers.append(buffer)
+                self._tell(chunk)
+        self._refer(owner, kept)
 
-    def _write_by_two(self, owner: int, source: Process, runs: Sequence[PageRun], fresh: bool) -> None:
-        """The same, by this thread, which reads, and another one. While they work they do not hold the interpreter's lock."""
+    def _compressor(self) -> Callable[[memoryview | bytes], bytes] | None:
+        if not self._level:
+            return None
+        from torpor.image.compression import compressor
+
+        return compressor(self._level)
+
+    def _write_by_several(self, job: _Job, source: Process, runs: Sequence[PageRun]) -> None:
+        """The same, by this thread, which reads, and others. While they work they do not hold the interpreter's lock."""
         from queue import SimpleQueue
         from threading import Thread
 
+        workers = min(os.cpu_count() or 1, COMPRESSORS) if self._level else 1
         empty: SimpleQueue[bytearray] = SimpleQueue()
         full: SimpleQueue[tuple[Chunk, bytearray] | None] = SimpleQueue()
-        for _ in range(BUFFERS):
+        for _ in range(BUFFERS + workers - 1):
             buffer = self._buffers.pop() if self._buffers else bytearray()
             empty.put(buffer if len(buffer) == CHUNK else bytearray(CHUNK))
         failures: list[BaseException] = []
 
-        def put_all() -> None:
-            while job := full.get():
-                chunk, buffer = job
+        def put_all(mine: _Job) -> None:
+            while work := full.get():
+                chunk, buffer = work
                 try:
                     if not failures:
-                        self._put(owner, chunk, buffer, fresh)
+                        self._put(mine, chunk, buffer)
                 except BaseException as error:
                     failures.append(error)
                 empty.put(buffer)
 
-        other = Thread(target=put_all, name="torpor writes pages")
-        other.start()
+        jobs = [job, *(_Job(job.owner, job.fresh, job.known, job.kept, self._compressor()) for _ in range(workers - 1))]
+        others = [Thread(target=put_all, args=(each,), name="torpor writes pages") for each in jobs]
+        for other in others:
+            other.start()
         try:
             for chunk in chunks(runs):
                 buffer = empty.get()
@@ -107,24 +143,129 @@ class PageWriter:
                 full.put((chunk, buffer))
                 self._tell(chunk)
         finally:
-            full.put(None)
-            other.join()
+            for _ in others:
+                full.put(None)
+            for other in others:
+                other.join()
         if failures:
             raise failures[0]
-        self._buffers += [empty.get() for _ in range(BUFFERS)]
+        self._buffers += [empty.get() for _ in range(BUFFERS + workers - 1)]
 
-    def _put(self, owner: int, chunk: Chunk, buffer: bytearray, fresh: bool) -> None:
-        """Write what has been read, but for zeros."""
+    def _put(self, job: _Job, chunk: Chunk, buffer: bytearray) -> None:
+        """Write what has been read, but for what the parent has, and zeros."""
         kept, data = chunk.runs, [memoryview(buffer)[: chunk.size]]
-        if chunk.anonymous and fresh:
-            kept, data = _without_zeros(kept, data[0])
-        if kept:
-            self._writer.add_data(Pages(owner=owner, runs=[Run(start=start, length=length) for start, length in kept]), data)
+        if job.known:
+            kept, data = job.changed(kept, data[0])
+        if chunk.anonymous and job.fresh:
+            kept, data = _without_zeros(kept, data)
+        if not kept:
+            return
+        runs = [Run(start=start, length=length) for start, length in kept]
+        record = Pages(owner=job.owner, runs=runs)
+        if job.compress:
+            size = sum(map(len, data))
+            packed = job.compress(data[0] if len(data) == 1 else b"".join(data))
+            if len(packed) < size - size // 16:  # else not worth the time to unpack them
+                record = CompressedPages(owner=job.owner, runs=runs, length=size, compressed=len(packed))
+                data = [memoryview(packed)]
+        with self._lock:
+            self._writer.add_data(record, data)
+
+    def _refer(self, owner: int, kept: Kept) -> None:
+        """Write where in earlier images the pages lie that are not in this one."""
+        parent = self._parent
+        if parent is None:
+            return
+        for source, runs in kept.items():
+            image = parent.id_of(source.image, self._saving)
+            runs.sort()
+            joined: list[ParentRun] = []
+            for start, length, offset in runs:
+                last = joined[-1] if joined else None
+                if last and (last.start + last.length, last.offset + last.length) == (start, offset):
+                    last.length += length
+                else:
+                    joined.append(ParentRun(start=start, length=length, offset=offset))
+            self._writer.add(ParentPages(owner=owner, image=image, chunk=source.chunk, runs=joined))
 
     def _tell(self, chunk: Chunk) -> None:
         self._done += chunk.size
         if self._progress:
             self._progress(self._done, self._total)
+
+
+class _Job:
+    """What a thread needs to know of the address space whose pages it writes."""
+
+    def __init__(
+        self, owner: int, fresh: bool, known: Known | None, kept: Kept, compress: Callable[[memoryview | bytes], bytes] | None
+    ) -> None:
+        self.owner, self.fresh, self.known, self.kept, self.compress = owner, fresh, known, kept, compress
+        self._there = memoryview(bytearray(CHUNK if known else 0))
+        self._unpacked: dict[Source, memoryview] = {}
+
+    def changed(self, runs: list[tuple[int, int]], data: memoryview) -> tuple[list[tuple[int, int]], list[memoryview]]:
+        """The runs (address, bytes) of pages, and the parts of their `data`, that are not what the parent has."""
+        assert self.known
+        found: list[tuple[int, int]] = []
+        parts: list[memoryview] = []
+        at = 0
+        for address, length in runs:
+            for start, size, source, offset in self.known.split(address, length):
+                here = data[at : at + size]
+                at += size
+                if source is None:
+                    found.append((start, size))
+                    parts.append(here)
+                    continue
+                there = self._there[:size]
+                self._read_parent(source, offset, there)
+                same = 0
+                for low, count in memory.differing(here, there):
+                    if low > same:
+                        self.kept.setdefault(source, []).append((start + same, low - same, offset + same))
+                    found.append((start + low, count))
+                    parts.append(here[low : low + count])
+                    same = low + count
+                if size > same:
+                    self.kept.setdefault(source, []).append((start + same, size - same, offset + same))
+        return found, parts
+
+    def _read_parent(self, source: Source, offset: int, view: memoryview) -> None:
+        """Fill `view` with the data of a chunk from `offset` on. BadImage, TorporError."""
+        if not isinstance(source.record, CompressedPages):
+            source.read(view, offset)
+            return
+        if source not in self._unpacked:
+            while len(self._unpacked) >= UNPACKED:
+                self._unpacked.pop(next(iter(self._unpacked)))
+            self._unpacked[source] = source.image.data(source.record, source.offset)
+        view[:] = self._unpacked[source][offset : offset + len(view)]
+
+
+def _unknown(runs: Sequence[PageRun], known: Known, written: Sequence[tuple[int, int]], kept: Kept) -> list[PageRun]:
+    """The parts of `runs` that have been `written`, or that the parent has not; all others are entered in `kept`."""
+    found: list[PageRun] = []
+    starts = [start for start, _ in written]
+    for mapping, address, length in runs:
+        end = address + length
+        index = max(bisect_right(starts, address) - 1, 0)
+        while address < end:
+            while index < len(written) and sum(written[index]) <= address:
+                index += 1
+            low = min(written[index][0], end) if index < len(written) else end
+            if address < low:
+                for start, size, source, offset in known.split(address, low - address):
+                    if source is None:
+                        found.append((mapping, start, size))
+                    else:
+                        kept.setdefault(source, []).append((start, size, offset))
+                address = low
+            if address < end:
+                stop = min(end, sum(written[index]))
+                found.append((mapping, address, stop - address))
+                address = stop
+    return found
 
 
 def chunks(runs: Sequence[PageRun]) -> Iterator[Chunk]:
@@ -159,8 +300,25 @@ def _read(source: Process, chunk: Chunk, buffer: bytearray) -> None:
         at += length
 
 
-def _without_zeros(runs: list[tuple[int, int]], data: memoryview) -> tuple[list[tuple[int, int]], list[memoryview]]:
-    """The runs (address, bytes) of pages, and the parts of their `data`, that hold more than zeros."""
+def _without_zeros(
+    runs: list[tuple[int, int]], data: list[memoryview]
+) -> tuple[list[tuple[int, int]], list[memoryview]]:
+    """The runs (address, bytes) of pages, and the parts of their `data`, that hold more than zeros.
+
+    `data` is in one part, or in one for each run.
+    """
+    if len(data) == 1:
+        return _kept_of(runs, data[0])
+    kept: list[tuple[int, int]] = []
+    parts: list[memoryview] = []
+    for run, part in zip(runs, data, strict=True):
+        some, of_it = _kept_of([run], part)
+        kept += some
+        parts += of_it
+    return kept, parts
+
+
+def _kept_of(runs: list[tuple[int, int]], data: memoryview) -> tuple[list[tuple[int, int]], list[memoryview]]:
     # Few pages begin with a zero word: only those are looked at whole.
     words = data.cast("Q")[:: PAGE // 8].tolist()
     if 0 not in words:

@@ -13,6 +13,7 @@ from itertools import count
 
 from torpor.arch.waits import NO_LIMIT
 from torpor.errors import Obstacle
+from torpor.image.chain import sources
 from torpor.image.record import Record
 from torpor.linux import clone, libc, pidfd, procfs, ptrace, sched
 from torpor.linux.libc import PAGE
@@ -23,7 +24,7 @@ from torpor.objects.files.paths import OpenFile
 from torpor.objects.files.seen import O_PATH
 from torpor.objects.files.terminals import Terminal
 from torpor.objects.nodes import NAMED
-from torpor.objects.plan import ProcessPlan, pages_of, sessions
+from torpor.objects.plan import ProcessPlan, sessions
 from torpor.tasks import resume, sleeping, spawn
 from torpor.tasks.remote import Remote, find_padding, take_code_away
 from torpor.tasks.retry import Slots
@@ -57,7 +58,7 @@ class Rebuilding:
         """("file" | "std" | "node" | "dir" | "stub", id) -> number under which every stub inherits the description."""
         self._done: set[int] = set()
         """Ids of the shared objects that one of the processes has put in order for all."""
-        self._pages = pages_of(making.image)
+        self._pages = sources(making.image)
         self._sessions = sessions(root)
         self._own: dict[int, int] = {}
         """That number -> our descriptor."""
@@ -301,7 +302,7 @@ class Rebuilding:
         nodes = {key: number for (kind, key), number in self._carriers.items() if kind == "node"}
         pages = self._pages.get(process.mm.id, [])
         stub = self.stub.address, self.stub.work - self.stub.address
-        memory.fill(remote, process.mm, base, pages, self.making.image.fd, nodes, stub)
+        memory.fill(remote, process.mm, base, pages, nodes, stub)
         remote.reset()
 
     def place_files(self, process: ProcessPlan) -> None:

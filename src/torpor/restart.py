@@ -13,7 +13,8 @@ import time
 
 from torpor import arch
 from torpor.errors import BadImage, NoPermission, Obstacle, TorporError, Unsupported, UsageError
-from torpor.image.format import Pages
+from torpor.image.chain import open_parents, sources
+from torpor.image.format import Pages, ParentPages
 from torpor.image.reader import Image
 from torpor.image.record import Record
 from torpor.linux import clone, elf, libc, procfs
@@ -33,6 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from torpor.image.chain import Source
     from torpor.linux.procfs import Status
 
     Progress = Callable[[int, int], None]
@@ -124,6 +126,7 @@ def _restart(
         raise UsageError(Obstacle("arguments", f"pids={pids!r}, cpu={cpu!r} is none of the choices"))
     with Image.open(source) as image:
         root = plan.read(image)
+        open_parents(image)
         found = list(check(image, root, cpu, frozenset(os.path.abspath(path) for path in allow_changed)))
         if found:
             raise _kind_of(found)([obstacle for obstacle, _ in found])
@@ -197,19 +200,21 @@ def _faults(image: Image, root: ProcessPlan, making: Making) -> Iterator[tuple[s
                 yield reason, None
     for pid, reason in plan.faults(root):
         yield reason, pid
-    pages = plan.pages_of(image)
+    pages = sources(image)
     pids = {process.record.pid for process in root.family()}
     for process in root.family():
         for reason in processes.faults(process.record):
             yield reason, process.record.pid
         if process.alive:
-            chunks = [record for record, _ in pages.get(process.mm.id, [])]
-            for reason in _process_faults(process, chunks, pids, making):
+            for reason in _process_faults(process, pages.get(process.mm.id, []), pids, making):
                 yield reason, process.record.pid
     tables_ = {process.files.id: process.files for process in root.family() if process.alive}.values()
     for reason in (*tables.unfilled(tables_, making), *tables.conflicts(tables_, making)):
         yield reason, None
     owners = {process.record.mm for process in root.family() if process.alive}
+    for kept in image.of(ParentPages):
+        if kept.owner not in owners:
+            yield f"it has data for #{kept.owner}, which has none", None
     for data, _ in image.chunks:
         owner = image.by_id(data.owner, Record)
         if isinstance(data, Pages) != (data.owner in owners) or not isinstance(owner, FileNode | memory.Mm):
@@ -240,11 +245,11 @@ def _machine(image: Image, root: ProcessPlan, cpu: str) -> Iterator[tuple[Obstac
             yield Obstacle("processor", reason), Unsupported
 
 
-def _process_faults(process: ProcessPlan, chunks: list[Pages], pids: set[int], making: Making) -> Iterator[str]:
+def _process_faults(process: ProcessPlan, pages: list[Source], pids: set[int], making: Making) -> Iterator[str]:
     """What in the records of a process no process can have. `pids`: of the whole tree."""
     kind, mm, node = process.arch, process.mm, making.node
     yield from memory_checks.faults(mm, kind, making.record(mm.base, Mm) if mm.base else None, node)
-    yield from memory_checks.stray_pages(mm, chunks, node)
+    yield from memory_checks.stray_pages(mm, pages, node)
     yield from tables.faults(process.files, making)
     yield from signals.faults(process.handlers.actions, kind.user_limit)
     if process.record.components & ~kind.requestable:

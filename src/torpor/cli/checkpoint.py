@@ -19,6 +19,8 @@ VERB = Verb(
     [
         Option("-o", "--output", value="FILE", doc="the image; - is standard output"),
         Option("--kill", doc="end the program as soon as the image is complete"),
+        Option("--parent", value="IMAGE", doc="save only memory that is not as in that earlier image, which stays needed"),
+        Option("--compress", value="zstd[:LEVEL]", doc="compress memory"),
         Option("--self", doc="save the program that runs this command: exits 0 in it, 3 in the restarted one"),
     ],
 )
@@ -34,8 +36,8 @@ def run(arguments: Parsed) -> int:
     from torpor.checkpoint import checkpoint
 
     if arguments.switch("self"):
-        if arguments.operands:
-            raise UsageError(Obstacle("torpor checkpoint", "--self takes no PID"))
+        if arguments.operands or arguments.text("parent") or arguments.text("compress"):
+            raise UsageError(Obstacle("torpor checkpoint", "--self takes no PID, --parent or --compress"))
         from torpor.selfsave import checkpoint_parent
 
         checkpoint_parent(output)
@@ -45,7 +47,14 @@ def run(arguments: Parsed) -> int:
     progress = Progress("checkpoint")
     try:
         kill = arguments.switch("kill")
-        why = checkpoint(arguments.number(0, "process id"), output, kill=kill, progress=progress)
+        why = checkpoint(
+            arguments.number(0, "process id"),
+            output,
+            kill=kill,
+            progress=progress,
+            parent=arguments.text("parent") or None,
+            compress=arguments.text("compress"),
+        )
     finally:
         progress.close()
     if why and not kill:

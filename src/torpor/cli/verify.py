@@ -21,6 +21,7 @@ VERB = Verb("verify", "Read the image FILE (- is standard input) from end to end
 def run(arguments: Parsed) -> int:
     """Run the verb. Raises BadImage, NoPermission or TorporError."""
     from torpor import arch
+    from torpor.image.chain import open_parents
     from torpor.image.reader import Image
     from torpor.objects import plan
     from torpor.objects.processes import Process
@@ -30,6 +31,7 @@ def run(arguments: Parsed) -> int:
         # The tree of a processor family that this version does not know cannot be put together; the rest is checked.
         if all(arch.by_image_id(process.arch) for process in image.of(Process)):
             plan.read(image)
+        open_parents(image)
         try:
             image.verify_data(progress)
         finally:

@@ -87,10 +87,14 @@ default values for these; the tables say *since* which revision.
 
 ## Raw data
 
-The data of `Pages` begins at the first multiple of the Header's `page_size` behind the record, that of `FileData` right
-behind the record. It is followed by zeros to a multiple of 8; all padding is zero. The record says where the data
-belongs: its runs are ascending, do not overlap, and their lengths add up to that of the data, which is at most
-{format.MAX_CHUNK >> 20} MiB. `Pages` consists of whole pages.
+The data of `Pages` begins at the first multiple of the Header's `page_size` behind the record, that of `FileData` and
+`CompressedPages` right behind the record. It is followed by zeros to a multiple of 8; all padding is zero. The record says
+where the data belongs: its runs are ascending, do not overlap, and their lengths add up to that of the data (before it was
+compressed), which is at most {format.MAX_CHUNK >> 20} MiB. `Pages` and `CompressedPages` consist of whole pages.
+
+Pages may lie in earlier images of the same program. A `ParentImage` names one and says how it is recognised: by the size and
+the CRC of its Trailer and the time in its Header. `ParentPages` says which pages lie in which of its pieces of data. It always
+means the image in which the data really lies: that one's own parents do not matter.
 
 ## Integrity
 

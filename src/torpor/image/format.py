@@ -20,6 +20,7 @@ from .fields import (
     choice,
     flags,
     i64,
+    ident,
     in_range,
     non_empty,
     one_of,
@@ -66,6 +67,9 @@ ARCHITECTURES = {
 CRC32 = 1
 HASHES = {CRC32: "crc32"}
 
+ZSTD = 1
+METHODS = {ZSTD: "zstd"}
+
 
 class Constant(Struct):
     """A number that may differ between kernels."""
@@ -108,16 +112,22 @@ class DataRun(Struct):
 class DataRecord(Record):
     """A record with raw data behind it: a chunk of at most 16 MiB, hashed as a whole."""
 
-    # Whether the data consists of whole pages, at a multiple of the page size in the file; else of bytes, at one of 8.
+    # Whether the data consists of whole pages, and whether it lies at a multiple of the page size in the file; else at one of 8.
     pages: ClassVar[bool] = False
+    aligned: ClassVar[bool] = False
 
     owner: int = ref("the object that the data belongs to")
     algorithm: int = choice(32, HASHES, "of `hash`", default=CRC32)
-    hash: int = u64("of the raw data, without padding", default=0)
-    length: int = u64("bytes of raw data, without padding", check=in_range(0, MAX_CHUNK), default=0)
+    hash: int = u64("of the data as it lies in the file, without padding", default=0)
+    length: int = u64("bytes of data, before it was compressed", check=in_range(0, MAX_CHUNK), default=0)
     runs: list[DataRun] = structs(
         DataRun, "where the data belongs, ascending, in the order of the data", max=MAX_RUNS, check=non_empty
     )
+
+    @property
+    def stored(self) -> int:
+        """The bytes that the data takes in the file, without padding."""
+        return self.length
 
     def validate(self) -> str | None:
         free = total = 0
@@ -141,18 +151,70 @@ class DataRecord(Record):
         for index, run in enumerate(self.runs):
             if run.start % unit or run.length % unit:
                 raise Refusal(f"runs[{index}]", f"{run.start:#x}+{run.length:#x} is not of whole pages of {page_size} bytes")
-        start = at + -at % max(unit, 8)
-        return start, start + self.length + -self.length % 8
+        start = at + -at % (page_size if self.aligned else 8)
+        return start, start + self.stored + -self.stored % 8
 
 
 class Pages(DataRecord, type=0x0002):
     """Pages of memory. The data lies page-aligned in the file, to be read straight into place or mapped."""
 
-    pages = True
+    pages = aligned = True
 
 
 class FileData(DataRecord, type=0x0003):
     """Bytes that a file, a pipe or a queue held."""
+
+
+_COMPRESSED = in_range(1, MAX_CHUNK)  # what would not become shorter is not compressed
+
+
+class CompressedPages(Pages, type=0x0007):
+    """Pages of memory, compressed."""
+
+    aligned = False
+
+    compressed: int = u64("bytes of data in the file", check=_COMPRESSED)
+    method: int = choice(32, METHODS, "how it is compressed", default=ZSTD)
+
+    @property
+    def stored(self) -> int:
+        """See DataRecord.stored."""
+        return self.compressed
+
+
+class ParentImage(Record, type=0x0005):
+    """An earlier image of the same program, in which some of the data of this one lies."""
+
+    id: int = ident("the image")
+    name: str = text("its file: absolute, or from where this image lies", max=4096, check=non_empty)
+    size: int = u64("of its file, bytes: as its Trailer has it")
+    crc: int = u32("over all its records: as its Trailer has it")
+    realtime: int = i64("when it was taken: as its Header has it")
+
+
+class ParentRun(Struct):
+    """A run of pages, and where it lies among the data of a chunk."""
+
+    start: int = address("address where the pages belong")
+    length: int = u64("bytes", check=in_range(1, MAX_CHUNK))
+    offset: int = u64("from the start of the chunk's data, bytes", check=in_range(0, MAX_CHUNK))
+
+
+class ParentPages(Record, type=0x0006):
+    """Pages of memory that are what they were in an earlier image: that data is not in this one."""
+
+    owner: int = ref("the address space that the pages belong to", to="Mm")
+    image: int = ref("where the data lies", to="ParentImage")
+    chunk: int = u64("which of the data records of that image it is, the first one being 0")
+    runs: list[ParentRun] = structs(ParentRun, "the pages, ascending", max=MAX_RUNS, check=non_empty)
+
+    def validate(self) -> str | None:
+        free = 0
+        for index, run in enumerate(self.runs):
+            if run.start < free:
+                return f"runs[{index}] starts at {run.start:#x}, before the end of the run before it, {free:#x}"
+            free = run.start + run.length
+        return None
 
 
 class Trailer(Record, type=0x0004):
@@ -160,7 +222,7 @@ class Trailer(Record, type=0x0004):
 
     records: int = u64("records before this one, the Header included")
     chunks: int = u64("how many of them have raw data")
-    data: int = u64("bytes of raw data, without padding")
+    data: int = u64("bytes of data in the file, without padding")
     size: int = u64("bytes of the whole file")
     crc: int = u32("crc32 of the CRCs of all records before this one, in order, each as 4 bytes little-endian")
 

@@ -13,7 +13,7 @@ import zlib
 from torpor.errors import BadImage, Obstacle, TorporError
 
 from .failure import failure
-from .format import Header, Trailer
+from .format import CompressedPages, Header, ParentPages, Trailer
 from .input import open_input
 from .scan import DAMAGED, Scanner
 
@@ -36,7 +36,9 @@ class Image:
     """An image that has been checked from end to end, but for the hashes of its data (`verify_data`).
 
     `header` and `trailer` are the first and the last record, `records` all between them, in order; `chunks` has the
-    data records among these with the file offset of their data; `fd` is the file, to be read with pread.
+    data records among these with the file offset of their data; `fd` is the file, to be read with pread. `parents` has the
+    earlier images in which some of the data lies, by id, once they have been opened (chain.py), and `directory` is where
+    they are looked for.
     """
 
     header: Header
@@ -46,6 +48,8 @@ class Image:
         """Read the image in the regular file `fd`. Callers use `Image.open`."""
         self.fd, self.name = fd, name
         self._owned = False
+        self.directory = ""
+        self.parents: dict[int, Image] = {}
         self.records: list[Record] = []
         self.chunks: list[Chunk] = []
         self._by_id: dict[int, Record] = {}
@@ -82,6 +86,8 @@ class Image:
                 raise failure(name, "read the image", error) from error
             raise
         image._owned = owned
+        if not isinstance(source, int) and os.fspath(source) != "-":
+            image.directory = os.path.dirname(os.fspath(source))
         return image
 
     def __enter__(self) -> Self:
@@ -91,7 +97,9 @@ class Image:
         self.close()
 
     def close(self) -> None:
-        """Close the file, unless it belongs to the caller. The records stay."""
+        """Close the file, unless it belongs to the caller, and the parents. The records stay."""
+        for parent in self.parents.values():
+            parent.close()
         if self._owned:
             os.close(self.fd)
         self.fd, self._owned = -1, False
@@ -123,28 +131,54 @@ class Image:
         except OSError as error:
             raise failure(self.name, "read the image", error) from error
 
+    def data(self, record: DataRecord, offset: int) -> memoryview:
+        """All data of a chunk, uncompressed and writable. BadImage if it has been altered, TorporError on EIO."""
+        stored = memoryview(bytearray(record.stored))
+        self.fill(stored, offset)
+        if zlib.crc32(stored) != record.hash:
+            raise self._altered(record, offset)
+        if not isinstance(record, CompressedPages):
+            return stored
+        from . import compression
+
+        try:
+            return memoryview(bytearray(compression.decompress(bytes(stored), record.length)))
+        except ValueError as error:
+            raise BadImage(Obstacle(self._where(record, offset), f"cannot be decompressed: {error}", DAMAGED)) from None
+
+    def needed_chunks(self) -> list[tuple[Image, DataRecord, int]]:
+        """Every chunk that the program's data lies in: (image, record, offset), those of the opened parents included."""
+        found = [(self, record, offset) for record, offset in self.chunks]
+        earlier = {(pages.image, pages.chunk) for pages in self.of(ParentPages) if pages.image in self.parents}
+        for ident, chunk in sorted(earlier):
+            parent = self.parents[ident]
+            found.append((parent, *parent.chunks[chunk]))
+        return found
+
     def verify_data(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Hash all data, on two threads. BadImage for the first chunk in the file that is not what was written.
 
         `progress` is called on the calling thread, with the bytes done and the bytes in all.
         """
-        longest = max((record.length for record, _ in self.chunks), default=0)
-        chunks = iter(self.chunks)  # shared: each thread takes the next chunk that nobody has
+        needed = self.needed_chunks()
+        longest = max((record.stored for _, record, _ in needed), default=0)
+        total = sum(record.stored for _, record, _ in needed)
+        chunks = iter(enumerate(needed))  # shared: each thread takes the next chunk that nobody has
         errors: list[tuple[int, TorporError]] = []
         done = [0, 0]
 
         def work(me: int) -> None:
             piece = memoryview(bytearray(min(PIECE, longest)))  # touching more of it than is needed takes time
-            for record, offset in chunks:
+            for index, (image, record, offset) in chunks:
                 try:
-                    self._check_hash(record, offset, piece)
+                    image._check_hash(record, offset, piece)
                 except TorporError as error:
-                    errors.append((offset, error))
-                done[me] += record.length
+                    errors.append((index, error))
+                done[me] += record.stored
                 if progress and me == 0:
-                    progress(sum(done), self.trailer.data)
+                    progress(sum(done), total)
 
-        if len(self.chunks) > 1:
+        if len(needed) > 1:
             import threading  # only now: half a millisecond
 
             second = threading.Thread(target=work, args=(1,))
@@ -160,14 +194,19 @@ class Image:
         if errors:
             raise min(errors, key=lambda error: error[0])[1]
         if progress:
-            progress(self.trailer.data, self.trailer.data)
+            progress(total, total)
 
     def _check_hash(self, record: DataRecord, offset: int, piece: memoryview) -> None:
         crc = 0
-        for done in range(0, record.length, len(piece)):
-            part = piece[: record.length - done]
+        for done in range(0, record.stored, len(piece)):
+            part = piece[: record.stored - done]
             self.fill(part, offset + done)
             crc = zlib.crc32(part, crc)  # without the GIL, as the read is
         if crc != record.hash:
-            where = f"{self.name}: {type(record).__name__} of #{record.owner} at byte {offset}"
-            raise BadImage(Obstacle(where, "altered: the hash of the data differs", DAMAGED))
+            raise self._altered(record, offset)
+
+    def _where(self, record: DataRecord, offset: int) -> str:
+        return f"{self.name}: {type(record).__name__} of #{record.owner} at byte {offset}"
+
+    def _altered(self, record: DataRecord, offset: int) -> BadImage:
+        return BadImage(Obstacle(self._where(record, offset), "altered: the hash of the data differs", DAMAGED))

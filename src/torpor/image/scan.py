@@ -157,7 +157,7 @@ class Scanner:
         """Step over the data of `record` and the zeros on either side of it; returns its offset."""
         before = self._at
         start, after = record.geometry(before, self._page_size)
-        end = start + record.length
+        end = start + record.stored
         if after > self._size:
             raise Damage(f"cut short: data should lie at byte {start} to {end}, and the file ends at {self._size}")
         for at, length in ((before, start - before), (end, after - end)):
@@ -165,7 +165,7 @@ class Scanner:
                 raise Damage(f"altered: the padding at byte {at} is not zero")
         self._at = after
         self._chunks += 1
-        self._data += record.length
+        self._data += record.stored
         return start
 
     def _check_trailer(self, trailer: Trailer) -> None:

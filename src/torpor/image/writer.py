@@ -15,7 +15,7 @@ from __future__ import annotations
 import zlib
 
 from .checks import Refusal
-from .format import FRAME, MAGIC, DataRecord, Header, Trailer, frame
+from .format import FRAME, MAGIC, CompressedPages, DataRecord, Header, Trailer, frame
 from .output import open_output
 from .record import References
 
@@ -68,10 +68,14 @@ class ImageWriter:
     def add_data(self, record: DataRecord, buffers: Sequence[Buffer]) -> None:
         """Add a record with its raw data, which is written straight from `buffers`; they may be reused afterwards.
 
-        `record.length` and `record.hash` are filled in here. The runs must have as many bytes as the buffers.
+        `record.hash` and, unless the data is compressed, `record.length` are filled in here. The runs must have as many bytes.
         """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
-        record.length = sum(map(len, views))
+        size = sum(map(len, views))
+        if isinstance(record, CompressedPages):
+            record.compressed = size
+        else:
+            record.length = size
         record.hash = 0
         for view in views:
             record.hash = zlib.crc32(view, record.hash)
@@ -81,10 +85,10 @@ class ImageWriter:
         except Refusal as refusal:
             raise refusal.within(type(record).__name__) from None
         self._pending += bytes(start - self._at)
-        pending, self._pending = self._pending, bytearray(after - start - record.length)
+        pending, self._pending = self._pending, bytearray(after - start - record.stored)
         self._at = after
         self._chunks += 1
-        self._data += record.length
+        self._data += record.stored
         self._output.write([pending, *views])
 
     def finish(self) -> None:

@@ -10,11 +10,17 @@ import ctypes
 import os
 
 from torpor.linux import libc
-from torpor.linux.libc import IoVec
+from torpor.linux.libc import PAGE, IoVec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _vm_args = (ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
 _readv = libc.function("process_vm_readv", *_vm_args, restype=ctypes.c_ssize_t)
 _writev = libc.function("process_vm_writev", *_vm_args, restype=ctypes.c_ssize_t)
+
+_memcmp = libc.function("memcmp", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, restype=ctypes.c_int)
 
 IOV_MAX = 1024
 
@@ -52,14 +58,45 @@ def write_from(pid: int, source: int, runs: list[tuple[int, int]]) -> None:
 
     At most IOV_MAX runs, which must be mapped and writable. Raises OSError.
     """
+    _write(pid, [(source, sum(size for _, size in runs))], runs)
+
+
+def scatter(pid: int, pieces: list[tuple[int, int, int]]) -> None:
+    """Copy `pieces` of (address here, address in process `pid`, bytes), at most IOV_MAX of them. Raises OSError as `write_from`."""
+    _write(pid, [(here, size) for here, _, size in pieces], [(there, size) for _, there, size in pieces])
+
+
+def _write(pid: int, own: list[tuple[int, int]], runs: list[tuple[int, int]]) -> None:
     length = sum(size for _, size in runs)
     remote = (IoVec * len(runs))(*[IoVec(*run) for run in runs])
-    local = IoVec(source, length)
-    got: int = _writev(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(runs), 0)
+    local = (IoVec * len(own))(*[IoVec(*run) for run in own])
+    got: int = _writev(pid, ctypes.addressof(local), len(own), ctypes.addressof(remote), len(runs), 0)
     if got == -1:
         raise libc.failure(f"process_vm_writev({pid}, {runs[0][0]:#x})")
     if got != length:
         raise OSError(14, f"process_vm_writev({pid}, {runs[0][0]:#x}): {got} of {length} bytes")
+
+
+def differing(a: memoryview, b: memoryview) -> Iterator[tuple[int, int]]:
+    """The runs (offset, bytes) of pages in which two equally long, writable views differ, ascending and never adjacent."""
+    here, there = (ctypes.addressof(ctypes.c_char.from_buffer(view)) for view in (a, b))
+    low = high = 0
+    parts = [(0, len(a))]
+    while parts:
+        at, length = parts.pop()
+        if _memcmp(here + at, there + at, length) == 0:
+            continue
+        if length > PAGE:
+            half = length // 2 + PAGE - 1 & -PAGE
+            parts += [(at + half, length - half), (at, half)]
+            continue
+        if at > high or high == low:
+            if high > low:
+                yield low, high - low
+            low = at
+        high = at + length
+    if high > low:
+        yield low, high - low
 
 
 def open_mem(pid: int) -> int:

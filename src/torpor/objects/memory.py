@@ -7,6 +7,7 @@ again, zero pages and untouched reservations cost nothing.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import stat
 import struct
@@ -14,6 +15,7 @@ from bisect import bisect_right
 
 from torpor.errors import Obstacle, Unsupported
 from torpor.image.fields import aligned, all_of, blob, choice, flags, ident, in_range, ref, structs, text, u64
+from torpor.image.format import CompressedPages
 from torpor.image.record import Record, Struct
 from torpor.linux import elf, libc, memory, pagemap, procfs
 from torpor.linux.libc import PAGE
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from collections.abc import Mapping as Mapping_
 
-    from torpor.image.format import Pages
+    from torpor.image.chain import Source
     from torpor.linux.procfs import Mapping
     from torpor.objects.saving import Saving
     from torpor.tasks.freeze import FrozenProcess
@@ -324,21 +326,20 @@ def fill(
     remote: Remote,
     mm: Mm,
     base: Mm | None,
-    chunks: Sequence[tuple[Pages, int]],
-    image: int,
+    pages: Sequence[Source],
     descriptors: Mapping_[int, int],
     stub: tuple[int, int],
 ) -> None:
     """Map everything, bring the pages back, give protection and advice, and tell the kernel what lies where.
 
     `base`: the address space that the task has from its parent, in which only the differences are made; None after `vacate`:
-    then `stub` is the range where the stub still lies. `chunks`: the records of this address space's pages with the offset of
-    their data in the file `image`; `descriptors`: for a file, the number under which the task has it open.
+    then `stub` is the range where the stub still lies. `pages`: where this address space's pages come from; `descriptors`: for a
+    file, the number under which the task has it open.
     """
     remote.reset()
     inherited = {_identity(m): m for m in base.mappings if not m.attributes & (DONTFORK | WIPEONFORK)} if base else {}
     kept = {_identity(m) for m in mm.mappings if _identity(m) in inherited and not m.attributes & (DONTFORK | WIPEONFORK)}
-    full = _with_pages(mm, [record for record, _ in chunks])
+    full = _with_pages(mm, pages)
     calls: list[tuple[str | int, ...]] = [] if base else [("munmap", *stub)]
     after: list[tuple[str | int, ...]] = []
     for m in base.mappings if base else ():
@@ -372,7 +373,7 @@ def fill(
     for call, result in zip(calls, remote.checked(calls), strict=True):
         if call[0] in ("mmap", "mmap2") and result & ((1 << 8 * remote.arch.word) - 1) != call[1]:
             raise OSError(17, f"mmap in process {remote.thread.process.pid}: {call[1]:#x} is taken")
-    _write_pages(remote.thread.process.pid, chunks, image)
+    _write_pages(remote.thread.process.pid, pages)
     after += [("madvise", r.start, r.end - r.start, MADV_GUARD_INSTALL) for r in mm.guards]
     # Nothing of the stub may be mapped any more, or the kernel answers EBUSY to a program file.
     remote.checked([*after, _marks(remote, mm, -1 if base else descriptors[mm.exe])])
@@ -402,38 +403,44 @@ def files_needed(mm: Mm) -> dict[int, tuple[int, int]]:
     return needed
 
 
-def _with_pages(mm: Mm, records: Sequence[Pages]) -> set[int]:
+def _with_pages(mm: Mm, pages: Sequence[Source]) -> set[int]:
     """The indices of the mappings that pages of the image belong to."""
     starts = [m.start for m in mm.mappings]
     found = set()
-    for record in records:
-        for run in record.runs:
-            index = bisect_right(starts, run.start) - 1
-            while index < len(starts) and starts[index] < run.start + run.length:
+    for source in pages:
+        for start, length, _ in source.runs:
+            index = bisect_right(starts, start) - 1
+            while index < len(starts) and starts[index] < start + length:
                 found.add(index)
                 index += 1
     return found
 
 
-def _write_pages(pid: int, chunks: Sequence[tuple[Pages, int]], image: int) -> None:
-    """Copy pages from the file `image` straight into process `pid`."""
-    if not chunks:
-        return
-    import ctypes
-    import mmap
+def _write_pages(pid: int, pages: Sequence[Source]) -> None:
+    """Copy pages into process `pid`: straight from the files, unless they are compressed there."""
+    files: dict[int, mmap.mmap] = {}
+    for source in pages:
+        if isinstance(source.record, CompressedPages):
+            _write_source(pid, source, source.image.data(source.record, source.offset), 0)
+        else:
+            fd = source.image.fd
+            if fd not in files:
+                files[fd] = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            _write_source(pid, source, files[fd], source.offset)
+    for file in files.values():
+        file.close()
 
-    with mmap.mmap(image, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as file:
-        anchor = ctypes.c_char.from_buffer(file)
-        try:
-            base = ctypes.addressof(anchor)
-            for record, offset in chunks:
-                at = base + offset
-                for first in range(0, len(record.runs), memory.IOV_MAX):
-                    runs = [(run.start, run.length) for run in record.runs[first : first + memory.IOV_MAX]]
-                    memory.write_from(pid, at, runs)
-                    at += sum(length for _, length in runs)
-        finally:
-            del anchor
+
+def _write_source(pid: int, source: Source, data: memoryview | mmap.mmap, skip: int) -> None:
+    """Copy the pages of `source` into process `pid` from its chunk, which begins behind `skip` bytes of `data`."""
+    anchor = ctypes.c_char.from_buffer(data)
+    try:
+        at = ctypes.addressof(anchor) + skip
+        for first in range(0, len(source.runs), memory.IOV_MAX):
+            some = source.runs[first : first + memory.IOV_MAX]
+            memory.scatter(pid, [(at + offset, start, length) for start, length, offset in some])
+    finally:
+        del anchor
 
 
 def _marks(remote: Remote, mm: Mm, exe: int) -> tuple[str | int, ...]:

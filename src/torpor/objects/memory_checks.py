@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torpor.arch.contract import Arch
-    from torpor.image.format import Pages
+    from torpor.image.chain import Source
     from torpor.objects.memory import MappingRecord, Mm, Range
     from torpor.objects.nodes import FileNode
 
@@ -157,12 +157,12 @@ def _outside(ranges: Sequence[Range], places: Sequence[MappingRecord]) -> bool:
     return False
 
 
-def stray_pages(mm: Mm, chunks: Sequence[Pages], nodes: Nodes) -> Iterator[str]:
+def stray_pages(mm: Mm, pages: Sequence[Source], nodes: Nodes) -> Iterator[str]:
     """Pages of the image that lie in no private mapping of their address space, or twice in the same place."""
     places = [m for m in mm.mappings if m.kind != SPECIAL and not m.attributes & SHARED]
     starts = [m.start for m in places]
     free = 0
-    for at, length in sorted((run.start, run.length) for record in chunks for run in record.runs):
+    for at, length in sorted((start, length) for source in pages for start, length, _ in source.runs):
         if at < free:
             yield f"page {at:#x} is there twice"
         free = end = at + length

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from torpor import arch
 from torpor.errors import BadImage, Obstacle, Unsupported
-from torpor.image.format import Pages
 from torpor.objects.memory import Mm
 from torpor.objects.processes import ALIVE, Process
 from torpor.objects.signals import Handlers
@@ -214,15 +213,6 @@ def sessions(root: ProcessPlan) -> dict[int, int]:
             inherited = found[parent.record.pid]
         before[record.pid] = inherited
         found[record.pid] = record.pid if process.alive and record.sid == record.pid else inherited
-    return found
-
-
-def pages_of(image: Image) -> dict[int, list[tuple[Pages, int]]]:
-    """For each address space, the records of its pages with the file offset of their data."""
-    found: dict[int, list[tuple[Pages, int]]] = {}
-    for record, offset in image.chunks:
-        if isinstance(record, Pages):
-            found.setdefault(record.owner, []).append((record, offset))
     return found
 
 

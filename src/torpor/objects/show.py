@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+from torpor import arch
+from torpor.errors import Unsupported
+from torpor.image.chain import sources
 from torpor.image.kinds import Blob, Choice, Flags, Raw, Structs, Text
 from torpor.objects.memory import Mm
-from torpor.objects.plan import pages_of
 from torpor.objects.processes import ALIVE, Process
 from torpor.objects.signals import Handlers
 from torpor.objects.tables import FdTable, Fs
@@ -22,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar
 
+    from torpor.image.chain import Source
     from torpor.image.reader import Image
     from torpor.image.record import Record, Struct
 
@@ -95,22 +98,21 @@ class Contents:
     def __init__(self, image: Image) -> None:
         self.image = image
         self.processes = _processes(image)
-        self._runs: dict[int, list[tuple[int, int, int]]] = {}
-        """For each address space (start, end, file offset of the data), ascending."""
-        for owner, chunks in pages_of(image).items():
-            runs = self._runs[owner] = []
-            for record, offset in chunks:
-                for run in record.runs:
-                    runs.append((run.start, run.start + run.length, offset))
-                    offset += run.length
-            runs.sort()
+        self._runs: dict[int, list[tuple[int, int, int, Source]]] = {}
+        """For each address space (start, end, offset in the chunk's data, where that lies), ascending."""
+        for owner, pieces in sources(image).items():
+            runs = [(start, start + length, at, piece) for piece in pieces for start, length, at in piece.runs]
+            self._runs[owner] = sorted(runs, key=_first)
         self._arguments: dict[int, list[str] | None] = {}
 
     def arguments(self, mm: Mm) -> list[str] | None:
         """The program's arguments, read from its pages; None where these are not in the image. Raises TorporError."""
         if mm.id not in self._arguments:
             length = min(mm.arg_end - mm.arg_start, ARGUMENTS_MAX)
-            data = self._read(mm, mm.arg_start, length) if length > 0 else None
+            try:
+                data = self._read(mm, mm.arg_start, length) if length > 0 else None
+            except Unsupported:
+                data = None  # compressed, in a way for which there is no library here
             words = data.removesuffix(b"\0").split(b"\0") if data else []
             self._arguments[mm.id] = [word.decode("utf-8", "surrogateescape") for word in words] or None
         return self._arguments[mm.id]
@@ -129,10 +131,10 @@ class Contents:
                     have[low - start : high - start] = bytes(high - low)
             runs = self._runs.get(one.id, [])
             first = max(bisect_right(runs, start, key=_first) - 1, 0)
-            for run_start, run_end, offset in runs[first : bisect_right(runs, start + length, key=_first)]:
+            for run_start, run_end, at, piece in runs[first : bisect_right(runs, start + length, key=_first)]:
                 low, high = max(run_start, start), min(run_end, start + length)
                 if low < high:
-                    self.image.fill(view[low - start : high - start], offset + low - run_start)
+                    piece.read(view[low - start : high - start], at + low - run_start)
                     have[low - start : high - start] = b"\1" * (high - low)
         return None if 0 in have else bytes(data)
 
@@ -141,7 +143,7 @@ class Contents:
         order = sorted(range(len(mm.mappings)), key=lambda index: mm.mappings[index].start)
         starts = [mm.mappings[index].start for index in order]
         counts = [0] * len(order)
-        for at, end, _ in self._runs.get(mm.id, []):
+        for at, end, _, _ in self._runs.get(mm.id, []):
             while at < end:
                 place = bisect_right(starts, at) - 1
                 stop = min(end, starts[place + 1]) if place + 1 < len(starts) else end
@@ -152,7 +154,7 @@ class Contents:
         return counts
 
 
-def _first(run: tuple[int, int, int]) -> int:
+def _first(run: tuple[int, int, int, Source]) -> int:
     return run[0]
 
 
@@ -161,7 +163,7 @@ def _processes(image: Image) -> list[ShownProcess]:
     thread: ShownThread | None = None
     for record in image.records:
         # A register record is one that an architecture declares; a sound image has as many as the mask has bits.
-        if thread is not None and _of_architecture(record) and not thread.complete:
+        if thread is not None and arch.is_register_record(record) and not thread.complete:
             thread.registers.append(record)
             continue
         thread = None
@@ -182,10 +184,6 @@ def _processes(image: Image) -> list[ShownProcess]:
         found.append(process)
         waiting += process.children[::-1]
     return found
-
-
-def _of_architecture(record: Record) -> bool:
-    return type(record).__module__.startswith("torpor.arch.")
 
 
 # --- for programs

@@ -1,0 +1,114 @@
+"""Images whose data lies partly in earlier ones of the same program (`--parent`).
+
+An image names every earlier image that it needs data of, and of each piece the chunk it is in: an earlier image is only a store
+of chunks, whatever that one's own parents are. So nothing is followed from image to image, and there can be no circle.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from torpor.errors import BadImage, Obstacle, TorporError
+
+from .failure import failure
+from .format import CompressedPages, Pages, ParentImage, ParentPages
+from .reader import Image
+
+ALTERED = "restore the file as it was, or take a new checkpoint"
+
+
+class Source:
+    """Pages of one address space that lie in one chunk: `runs` of (address, bytes, bytes from the start of the chunk's data).
+
+    The chunk is number `chunk` of `image`, `record` its record, and `offset` where its data begins in the file.
+    """
+
+    __slots__ = ("chunk", "image", "offset", "record", "runs")
+
+    def __init__(self, image: Image, chunk: int, runs: list[tuple[int, int, int]]) -> None:
+        self.image, self.chunk, self.runs = image, chunk, runs
+        self.record, self.offset = image.chunks[chunk]
+
+    def read(self, view: memoryview, at: int) -> None:
+        """Fill `view` with the chunk's data from byte `at` on, unverified. BadImage, TorporError."""
+        if isinstance(self.record, CompressedPages):
+            view[:] = self.image.data(self.record, self.offset)[at : at + len(view)]
+        else:
+            self.image.fill(view, self.offset + at)
+
+
+def open_parents(image: Image) -> None:
+    """Open the earlier images that data of `image` lies in, and check that they are those it means.
+
+    Raises BadImage where one is another than that, or has not what is looked for in it; TorporError or NoPermission where it
+    cannot be read. `image` closes them. Those that are open already are not opened again.
+    """
+    for parent in image.of(ParentImage):
+        if parent.id not in image.parents:
+            image.parents[parent.id] = _open(image, parent)
+    for pages in image.of(ParentPages):
+        if reason := _fault(image, pages):
+            raise BadImage(Obstacle(f"{image.name}: ParentPages of #{pages.owner}", reason, "take another checkpoint"))
+
+
+def place_of(image: Image, parent: ParentImage) -> str:
+    """Where a parent's file is: where the image says, or, when both have been moved, beside the image."""
+    told = os.path.join(image.directory, parent.name)
+    beside = os.path.join(image.directory, os.path.basename(parent.name))
+    return beside if not os.path.lexists(told) and os.path.lexists(beside) else told
+
+
+def _open(image: Image, parent: ParentImage) -> Image:
+    path = place_of(image, parent)
+    what = f"{path}, in which some of the data of {image.name} lies,"
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe could last for ever
+            raise BadImage(Obstacle(what, "is no file", ALTERED))
+        found = Image.open(path)
+    except FileNotFoundError:
+        remedy = "put it back beside the image, or take a checkpoint without --parent"
+        raise TorporError(Obstacle(what, "is not there", remedy)) from None
+    except OSError as error:
+        raise failure(what, "be read", error) from error
+    trailer, header = found.trailer, found.header
+    if (trailer.size, trailer.crc, header.realtime) != (parent.size, parent.crc, parent.realtime):
+        found.close()
+        raise BadImage(Obstacle(what, "is another image than that, or has been altered", ALTERED))
+    if header.page_size != image.header.page_size:
+        found.close()
+        raise BadImage(Obstacle(what, f"has pages of {header.page_size} bytes", "take another checkpoint"))
+    return found
+
+
+def _fault(image: Image, pages: ParentPages) -> str | None:
+    """What is wrong with where these pages are said to lie."""
+    chunks, unit = image.parents[pages.image].chunks, image.header.page_size
+    if pages.chunk >= len(chunks):
+        return f"there is no chunk {pages.chunk} in {image.parents[pages.image].name}"
+    record, _ = chunks[pages.chunk]
+    if not isinstance(record, Pages):
+        return f"chunk {pages.chunk} of {image.parents[pages.image].name} holds no pages"
+    for index, run in enumerate(pages.runs):
+        if run.start % unit or run.length % unit or run.offset % unit:
+            return f"runs[{index}]: {run.start:#x}+{run.length:#x} at {run.offset:#x} is not of whole pages"
+        if run.offset + run.length > record.length:
+            return f"runs[{index}] ends behind the data of chunk {pages.chunk}"
+    return None
+
+
+def sources(image: Image) -> dict[int, list[Source]]:
+    """For each address space, where its pages lie. Those in earlier images are missing if `open_parents` was not called."""
+    found: dict[int, list[Source]] = {}
+    for chunk, (record, _) in enumerate(image.chunks):
+        if isinstance(record, Pages):
+            runs, at = [], 0
+            for run in record.runs:
+                runs.append((run.start, run.length, at))
+                at += run.length
+            found.setdefault(record.owner, []).append(Source(image, chunk, runs))
+    for pages in image.of(ParentPages):
+        if parent := image.parents.get(pages.image):
+            runs = [(run.start, run.length, run.offset) for run in pages.runs]
+            found.setdefault(pages.owner, []).append(Source(parent, pages.chunk, runs))
+    return found

@@ -1,0 +1,105 @@
+"""What an earlier image holds of a program's memory, and which of it is still so: for an image with `--parent`.
+
+Which pages a process has written since is known exactly where it was watched (tasks/tracking.py). Else each page is compared with
+what the earlier image has. (The other way would be a hash of each page in every image: it costs a second per GiB in the first
+image already, and a page that is equal by its hash only is a page lost.)
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+
+from torpor.errors import Obstacle, Unsupported, UsageError
+from torpor.image.chain import open_parents, sources
+from torpor.image.format import ParentImage
+from torpor.image.reader import Image
+from torpor.linux.libc import PAGE
+from torpor.objects.processes import Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torpor.image.chain import Source
+    from torpor.objects.saving import Saving
+
+
+class Parent:
+    """An earlier image, opened, with those that it needs itself."""
+
+    def __init__(self, path: str | os.PathLike[str], output: str | os.PathLike[str] | int) -> None:
+        """Raises what Image.open and open_parents do; UsageError if `output` would replace it, Unsupported for other pages."""
+        path = os.fspath(path)
+        self._to = "" if isinstance(output, int) or os.fspath(output) == "-" else os.path.abspath(output)
+        if self._to and os.path.exists(self._to) and os.path.samefile(path, self._to):
+            raise UsageError(Obstacle(path, "the new image cannot replace its parent", "name another file with -o"))
+        self.image = Image.open(path)
+        try:
+            open_parents(self.image)
+            if self.image.header.page_size != PAGE:
+                reason = f"its pages are of {self.image.header.page_size} bytes, and here of {PAGE}"
+                raise Unsupported(Obstacle(path, reason, "take a checkpoint without --parent"))
+            self._sources = sources(self.image)
+        except BaseException:
+            self.image.close()
+            raise
+        self._ids: dict[Image, int] = {}
+        self._known: dict[int, Known] = {}
+
+    def close(self) -> None:
+        """Close the files."""
+        self.image.close()
+
+    def memory_of(self, own_pid: int) -> Known | None:
+        """What it holds of the process that knows itself as `own_pid`."""
+        if own_pid not in self._known:
+            for process in self.image.of(Process):
+                if process.pid == own_pid and process.mm in self._sources:
+                    self._known[own_pid] = Known(self._sources[process.mm])
+        return self._known.get(own_pid)
+
+    def id_of(self, image: Image, saving: Saving) -> int:
+        """The id of one of these images in the new one, in which it is named from now on."""
+        if image not in self._ids:
+            place = os.path.abspath(image.name)
+            beside = os.path.dirname(place) == os.path.dirname(self._to)
+            record = ParentImage(
+                id=saving.new_id(),
+                name=os.path.basename(place) if beside else place,
+                size=image.trailer.size,
+                crc=image.trailer.crc,
+                realtime=image.header.realtime,
+            )
+            self._ids[image] = saving.add(record)
+        return self._ids[image]
+
+
+class Known:
+    """The memory of a process at an earlier instant."""
+
+    def __init__(self, found: Sequence[Source]) -> None:
+        """`found`: where all of it lies."""
+        self._runs = sorted(
+            ((start, start + length, source, offset) for source in found for start, length, offset in source.runs),
+            key=lambda run: run[0],
+        )
+        self._starts = [run[0] for run in self._runs]
+
+    def split(self, start: int, length: int) -> Iterator[tuple[int, int, Source | None, int]]:
+        """The range in parts (address, bytes, where it lies or None, offset in the chunk's data), ascending."""
+        end = start + length
+        index = max(bisect_right(self._starts, start) - 1, 0)
+        while start < end:
+            while index < len(self._runs) and self._runs[index][1] <= start:
+                index += 1
+            if index == len(self._runs) or self._runs[index][0] >= end:
+                yield start, end - start, None, 0
+                return
+            low, high, source, offset = self._runs[index]
+            if low > start:
+                yield start, low - start, None, 0
+                start = low
+            stop = min(high, end)
+            yield start, stop - start, source, offset + start - low
+            start = stop
