@@ -14,7 +14,7 @@ import time
 from torpor import arch
 from torpor.errors import BadImage, NoPermission, Obstacle, TorporError, Unsupported, UsageError
 from torpor.image.chain import open_parents, sources
-from torpor.image.format import Pages, ParentPages
+from torpor.image.format import CompressedPages, Pages, ParentPages
 from torpor.image.reader import Image
 from torpor.image.record import Record
 from torpor.linux import clone, elf, libc, procfs
@@ -161,6 +161,11 @@ def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) ->
     if bad:
         return  # this machine is not asked about what cannot be
     yield from _machine(image, root, cpu)
+    if any(isinstance(record, CompressedPages) for _, record, _ in image.needed_chunks()):
+        from torpor.image import compression
+
+        if without := compression.missing():
+            yield without, Unsupported
     for node in image.of(FileNode):
         if difference := nodes.differences(node, allowed):
             yield difference, Unsupported

@@ -30,6 +30,15 @@ def level_of(text: str) -> int:
     return int(level) if colon else USUAL
 
 
+def missing() -> Obstacle | None:
+    """Why nothing can be compressed or decompressed here, or None."""
+    try:
+        compressor(USUAL)
+    except Unsupported as error:
+        return error.obstacles[0]
+    return None
+
+
 def compressor(level: int) -> Callable[[bytes | memoryview], bytes]:
     """A function that compresses, in the thread it is made for. Raises Unsupported where there is no library."""
     try:

@@ -1,0 +1,302 @@
+"""Images that need an earlier one (`--parent`), compressed ones, and what becomes of both when files are lost or altered."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import torpor
+from tests.conftest import SRC
+from torpor.image.chain import open_parents
+from torpor.image.format import CompressedPages, Pages, ParentImage, ParentPages
+
+# Memory whose every page says which one it is and how often it has been changed: anonymous memory of 32 MiB, of which a part is
+# now and then unmapped, given back or moved; a private mapping of a file; and a child that was forked and changes its own.
+# What it is to hold, it knows besides; it says at the end whether it does.
+PROGRAM = r"""
+import ctypes, mmap, os, random, struct, sys, time
+place, seed = sys.argv[1], int(sys.argv[2])
+page = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+libc.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+libc.mremap.restype = ctypes.c_void_p
+libc.mremap.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
+ANON, FIXED = 0x22, 0x10
+count = 8192
+base = libc.mmap(None, count * page, 3, ANON, -1, 0)
+with open(place + "/file", "rb") as file:
+    private = libc.mmap(None, 64 * page, 3, 2, file.fileno(), 0)
+rng = random.Random(seed)
+noise = random.Random(7).randbytes(page + 4096)
+wanted = [None] * count
+def content(number, version):
+    return struct.pack("=QQ", number, version) + noise[number % 4096 : number % 4096 + page - 16]
+def put(number, version):
+    ctypes.memmove(base + number * page, content(number, version), page)
+    wanted[number] = version
+for number in range(0, count, 2):
+    put(number, 0)
+own = [b"f" * page] * 64
+version = 0
+child = os.fork()
+rng.seed(seed + (child == 0))
+name = "child" if child == 0 else "parent"
+while not os.path.exists(place + "/stop"):
+    version += 1
+    for _ in range(3):
+        put(rng.randrange(count), version)
+    at = rng.randrange(64)
+    own[at] = content(at, version)
+    ctypes.memmove(private + at * page, own[at], page)
+    if version % 5 == 0:
+        first = rng.randrange(count - 64)
+        what = rng.randrange(4)
+        if what == 0:
+            assert libc.madvise(base + first * page, 64 * page, 4) == 0
+        elif what == 1:
+            assert libc.munmap(base + first * page, 64 * page) == 0
+            assert libc.mmap(base + first * page, 64 * page, 3, ANON | FIXED, -1, 0)
+        elif what == 2:
+            zero = bytes(64 * page)
+            ctypes.memmove(base + first * page, zero, len(zero))
+        else:
+            other = rng.randrange(count - 64)
+            if abs(other - first) >= 64:
+                assert libc.mremap(base + first * page, 64 * page, 64 * page, 3, base + other * page) == base + other * page
+                assert libc.mmap(base + first * page, 64 * page, 3, ANON | FIXED, -1, 0)
+                wanted[other : other + 64] = [(w if isinstance(w, tuple) else (first + i, w)) if w is not None else None
+                                              for i, w in enumerate(wanted[first : first + 64])]
+            else:
+                continue
+        wanted[first : first + 64] = [None] * 64
+    with open(f"{place}/{name}", "w") as file:
+        file.write(str(version))
+    time.sleep(0.005)
+bad = []
+for number, w in enumerate(wanted):
+    there = ctypes.string_at(base + number * page, page)
+    if w is None:
+        good = there == bytes(page)
+    else:
+        good = there == (content(*w) if isinstance(w, tuple) else content(number, w))
+    if not good:
+        bad.append((number, w, there[:16].hex()))
+for number, w in enumerate(own):
+    if ctypes.string_at(private + number * page, page) != w:
+        bad.append(("file", number))
+if bad:
+    with open(f"{place}/bad.{name}", "w") as file:
+        file.write(f"{len(bad)} pages: {bad[:5]}")
+if child and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+    bad.append("child")
+os._exit(bool(bad))
+"""
+
+
+@contextmanager
+def program(place: Path) -> Iterator[int]:
+    """The program, past its beginning. It is killed at the end."""
+    (place / "file").write_bytes(b"f" * 64 * os.sysconf("SC_PAGE_SIZE"))
+    null = subprocess.DEVNULL
+    command = [sys.executable, "-c", PROGRAM, str(place), str(random.randrange(1 << 30))]
+    popen = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True)
+    try:
+        goes_on(place, 20)
+        yield popen.pid
+    finally:
+        os.killpg(popen.pid, 9)
+        popen.wait()
+
+
+def rounds(place: Path) -> int:
+    """How often both processes have changed something."""
+    try:
+        return min(int((place / who).read_text() or 0) for who in ("parent", "child"))
+    except FileNotFoundError:
+        return 0
+
+
+def goes_on(place: Path, count: int) -> None:
+    """Wait for `count` more rounds of both."""
+    until, end = rounds(place) + count, time.monotonic() + 60
+    while rounds(place) < until:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def is_right(image: Path, place: Path) -> None:
+    """The image is restarted, runs for a while, and finds its memory as it is to be."""
+    (place / "stop").unlink(missing_ok=True)
+    counters = [place / "parent", place / "child"]  # one of which may just have been open
+    for counter in counters:
+        counter.write_text("0")
+    restarted = torpor.restart(image, allow_changed=map(str, counters))
+    goes_on(place, 5)
+    (place / "stop").touch()
+    status = restarted.wait()
+    found = [path.read_text() for path in place.glob("bad.*")]
+    assert (status, found) == (0, [])
+
+
+def command(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run torpor."""
+    whole = [sys.executable, "-m", "torpor", *map(str, argv)]
+    return subprocess.run(whole, env=os.environ | {"PYTHONPATH": str(SRC)}, capture_output=True, text=True, timeout=120)
+
+
+def allowing(image: Path) -> list[str]:
+    """The options with which the program of an image may find its counters changed: it may have had one open."""
+    return [f"--allow-changed={image.with_name(who)}" for who in ("parent", "child")]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """An image, a second one that needs it, and a third that needs both."""
+    place = tmp_path_factory.mktemp("chain")
+    images = place / "1", place / "2", place / "3"
+    with program(place) as pid:
+        torpor.checkpoint(pid, images[0])
+        goes_on(place, 10)
+        torpor.checkpoint(pid, images[1], parent=images[0], compress="zstd")
+        goes_on(place, 10)
+        torpor.checkpoint(pid, images[2], parent=images[1])
+    return images
+
+
+@pytest.mark.parametrize("compress", ["", "zstd:1"])
+def test_a_chain_is_one_image(tmp_path: Path, compress: str) -> None:
+    images = [tmp_path / f"image.{number}" for number in range(6)]
+    with program(tmp_path) as pid:
+        for number, image in enumerate(images):
+            torpor.checkpoint(pid, image, parent=images[number - 1] if number else None, compress=compress, kill=number == 5)
+            if number < 5:
+                goes_on(tmp_path, 20)
+    sizes = []
+    for each in images:
+        with torpor.open_image(each) as opened:
+            sizes.append(sum(pages.length for pages in opened.of(Pages)))
+    assert max(sizes[1:]) < sizes[0] * 2 / 3, "what has not changed was saved again"
+    for path in (images[5], images[2], images[0]):
+        is_right(path, tmp_path)
+
+
+def test_what_an_image_refers_to(chain: tuple[Path, Path, Path]) -> None:
+    with torpor.open_image(chain[2]) as image:
+        assert sorted(parent.name for parent in image.of(ParentImage)) == ["1", "2"]
+        open_parents(image)
+        for pages in image.of(ParentPages):
+            assert isinstance(image.parents[pages.image].chunks[pages.chunk][0], Pages)
+    with torpor.open_image(chain[1]) as image:
+        assert image.of(CompressedPages)
+    for image_ in chain:
+        done = command("verify", image_)
+        assert done.returncode == 0, done.stderr
+
+
+def moved(chain: tuple[Path, Path, Path], to: Path) -> list[Path]:
+    """Copies of the three images."""
+    return [Path(shutil.copy(image, to / image.name)) for image in chain]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_parent_is_missing(chain: tuple[Path, Path, Path], tmp_path: Path, lost: int) -> None:
+    images = moved(chain, tmp_path)
+    images[lost].unlink()
+    for argv in (["restart", *allowing(chain[2])], ["verify"]):
+        done = command(*argv, images[2])
+        assert done.returncode == 1 and f"{images[lost]}, in which some of the data" in done.stderr, done.stderr
+        assert "is not there" in done.stderr
+    assert command("inspect", images[2]).returncode == 0
+
+
+def test_a_parent_is_another_image(chain: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    images = moved(chain, tmp_path)
+    shutil.copy(images[2], images[0])
+    for argv in (["restart", *allowing(chain[2])], ["verify"]):
+        done = command(*argv, images[2])
+        assert done.returncode == 5 and "another image" in done.stderr, done.stderr
+
+
+def test_data_of_a_parent_is_altered(chain: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    images = moved(chain, tmp_path)
+    with torpor.open_image(images[2]) as image:
+        open_parents(image)
+        parent, record, offset = next(found for found in image.needed_chunks() if found[0] is not image)
+        name = parent.name
+    with open(name, "r+b") as file:
+        file.seek(offset + record.stored // 2)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    for argv in (["restart", *allowing(chain[2])], ["verify"]):
+        done = command(*argv, images[2])
+        assert done.returncode == 5 and "the hash of the data differs" in done.stderr and name in done.stderr, done.stderr
+
+
+def test_a_parent_that_is_a_pipe(chain: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """To open one would wait for ever."""
+    images = moved(chain, tmp_path)
+    images[0].unlink()
+    os.mkfifo(images[0])
+    done = command("verify", images[2])
+    assert done.returncode == 5 and "is no file" in done.stderr
+
+
+def test_parents_move_with_the_image(chain: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Those in another directory are named by their whole path; moved all together they are found again."""
+    first = Path(shutil.copy(chain[0], tmp_path / "first"))
+    (tmp_path / "place").mkdir()
+    (tmp_path / "other").mkdir()
+    with program(tmp_path / "place") as pid:
+        torpor.checkpoint(pid, first)
+        torpor.checkpoint(pid, tmp_path / "other" / "second", parent=first)
+    assert command("verify", tmp_path / "other" / "second").returncode == 0
+    (tmp_path / "third").mkdir()
+    for image in (first, tmp_path / "other" / "second"):
+        image.rename(tmp_path / "third" / image.name)
+    assert command("verify", tmp_path / "third" / "second").returncode == 0
+
+
+def test_nonsense(chain: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    images = moved(chain, tmp_path)
+    me = str(os.getpid())
+    done = command("checkpoint", me, "-o", images[0], "--parent", images[0])
+    assert done.returncode == 2 and "cannot replace its parent" in done.stderr
+    for words in ("gzip", "zstd:", "zstd:0", "zstd:20", "zstd:x"):
+        done = command("checkpoint", me, "-o", tmp_path / "new", "--compress", words)
+        assert done.returncode == 2 and words in done.stderr
+    done = command("checkpoint", me, "-o", tmp_path / "new", "--parent", tmp_path / "none")
+    assert done.returncode == 1 and "No such file" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_compressed_data_that_is_none(chain: tuple[Path, Path, Path]) -> None:
+    """A hash says only that the bytes are those that were written."""
+    with torpor.open_image(chain[1]) as image:
+        record, offset = next(found for found in image.chunks if isinstance(found[0], CompressedPages))
+        record.length += 4096
+        with pytest.raises(torpor.BadImage, match="cannot be decompressed"):
+            image.data(record, offset)
+
+
+def test_without_the_library(chain: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Said before anything is stopped, and before a process exists."""
+    (tmp_path / "zstandard.py").write_text("raise ImportError")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{SRC}"}
+    with program(tmp_path) as pid:
+        for argv in (["checkpoint", str(pid), "-o", "new", "--compress", "zstd"], ["restart", str(chain[1]), *allowing(chain[1])]):
+            done = subprocess.run([sys.executable, "-m", "torpor", *argv], env=environment, cwd=tmp_path, capture_output=True)
+            assert done.returncode == 4 and b"zstd: this Python has no module" in done.stderr, done.stderr
+        goes_on(tmp_path, 3)
