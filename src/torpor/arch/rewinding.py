@@ -42,6 +42,7 @@ SYSCALLS = {
     "sendto": 206, "recvfrom": 207, "sendmsg": 211, "recvmsg": 212, "brk": 214, "munmap": 215, "mremap": 216, "mmap": 222,
     "mprotect": 226, "mlock": 228, "madvise": 233, "rt_tgsigqueueinfo": 240, "accept4": 242, "recvmmsg": 243,
     "wait4": 260, "prlimit64": 261, "seccomp": 277, "execveat": 281, "mlock2": 284, "io_pgetevents": 292, "rseq": 293,
+    "userfaultfd": 282,
     "pidfd_open": 434, "clone3": 435, "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441,
 }  # fmt: skip
 """include/uapi/asm-generic/unistd.h"""

@@ -43,11 +43,12 @@ _POWERPC = {
     "clone": 120, "capget": 183, "capset": 184, "get_robust_list": 299, "ioprio_get": 274, "ioprio_set": 273, "kcmp": 354,
     "prlimit64": 325, "sched_getattr": 356, "sched_setattr": 355, "rt_sigtimedwait": 176, "rt_tgsigqueueinfo": 322,
     "execveat": 362, "timer_create": 240, "timer_delete": 244, "openat": 286, "pkey_alloc": 384, "pkey_free": 385,
+    "userfaultfd": 364,
 }  # fmt: skip
 _GENERIC = {
     "clone": 220, "capget": 90, "capset": 91, "get_robust_list": 100, "ioprio_get": 31, "ioprio_set": 30,
     "kcmp": 272, "prlimit64": 261, "sched_getattr": 275, "sched_setattr": 274, "rt_sigtimedwait": 137,
-    "rt_tgsigqueueinfo": 240, "execveat": 281, "timer_create": 107, "timer_delete": 111,
+    "rt_tgsigqueueinfo": 240, "execveat": 281, "timer_create": 107, "timer_delete": 111, "userfaultfd": 282,
 }  # fmt: skip
 """The machines that came with the table of include/uapi/asm-generic/unistd.h."""
 
@@ -56,12 +57,13 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
         "clone": 56, "capget": 125, "capset": 126, "get_robust_list": 274, "ioprio_get": 252, "ioprio_set": 251,
         "kcmp": 312, "prlimit64": 302, "sched_getattr": 315, "sched_setattr": 314, "rt_sigtimedwait": 128,
         "rt_tgsigqueueinfo": 297, "arch_prctl": 158, "execveat": 322, "timer_create": 222, "timer_delete": 226,
+        "userfaultfd": 323,
     },
     ("i386", 4): {
         "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 312, "ioprio_get": 290, "ioprio_set": 289,
         "kcmp": 349, "prlimit64": 340, "sched_getattr": 352, "sched_setattr": 351, "rt_sigtimedwait": 177,
         "rt_tgsigqueueinfo": 335, "arch_prctl": 384, "execveat": 358, "timer_create": 259, "timer_delete": 263,
-        "openat": 295,
+        "openat": 295, "userfaultfd": 374,
     },
     ("ppc64le", 8): _POWERPC,
     ("ppc64", 8): _POWERPC,
@@ -71,6 +73,7 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
         "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 339, "ioprio_get": 315, "ioprio_set": 314,
         "kcmp": 378, "prlimit64": 369, "sched_getattr": 381, "sched_setattr": 380, "rt_sigtimedwait": 177,
         "rt_tgsigqueueinfo": 363, "execveat": 387, "timer_create": 257, "timer_delete": 261, "openat": 322,
+        "userfaultfd": 388,
     },
     ("aarch64", 8): _GENERIC,
     ("riscv64", 8): _GENERIC,
@@ -78,6 +81,7 @@ _MACHINE: dict[tuple[str, int], dict[str, int]] = {
         "clone": 120, "capget": 184, "capset": 185, "get_robust_list": 305, "ioprio_get": 283, "ioprio_set": 282,
         "kcmp": 343, "prlimit64": 334, "sched_getattr": 346, "sched_setattr": 345, "rt_sigtimedwait": 177,
         "rt_tgsigqueueinfo": 330, "execveat": 354, "timer_create": 254, "timer_delete": 258,
+        "userfaultfd": 355,
     },
 }  # fmt: skip
 
@@ -136,8 +140,28 @@ def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
 
 def ioctl_write(kind: str, number: int, size: int) -> int:
     """The number of an ioctl(2) that hands over `size` bytes: _IOW() of asm/ioctl.h."""
-    write = 4 << 29 if os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha")) else 1 << 30
+    write = 4 << 29 if _other_directions() else 1 << 30
     return write | size << 16 | ord(kind) << 8 | number
+
+
+def ioctl_read(kind: str, number: int, size: int) -> int:
+    """The number of an ioctl(2) that the kernel thinks of as handing `size` bytes back: _IOR() of asm/ioctl.h."""
+    read = 2 << 29 if _other_directions() else 2 << 30
+    return read | size << 16 | ord(kind) << 8 | number
+
+
+def ioctl_both(kind: str, number: int, size: int) -> int:
+    """The number of an ioctl(2) that hands `size` bytes over and back: _IOWR(), of the same value under all encodings."""
+    return 3 << 30 | size << 16 | ord(kind) << 8 | number
+
+
+def _other_directions() -> bool:
+    return os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha"))
+
+
+def set_name(name: bytes) -> None:
+    """Name the calling thread, in at most 15 bytes (PR_SET_NAME)."""
+    prctl(15, ctypes.addressof(ctypes.create_string_buffer(name)))
 
 
 def set_limit(resource: int, soft: int, hard: int) -> None:

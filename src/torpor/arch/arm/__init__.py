@@ -60,6 +60,7 @@ _SYSCALLS = {
     "semtimedop_time32": 312, "openat": 322, "pselect6_time32": 335, "ppoll_time32": 336, "set_robust_list": 338,
     "get_robust_list": 339, "epoll_pwait": 346, "dup3": 358, "rt_tgsigqueueinfo": 363, "recvmmsg_time32": 365,
     "accept4": 366, "prlimit64": 369, "seccomp": 383, "execveat": 387, "mlock2": 390, "rseq": 398, "io_pgetevents_time32": 399,
+    "userfaultfd": 388,
     "clock_nanosleep": 407, "timer_gettime": 408, "timer_settime": 409, "pselect6": 413, "ppoll": 414, "io_pgetevents": 416,
     "recvmmsg": 417, "semtimedop": 420, "rt_sigtimedwait": 421, "futex": 422, "pidfd_open": 434, "clone3": 435,
     "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441,

@@ -51,7 +51,7 @@ _COMMON = {
     "exit_group": 234, "epoll_ctl": 237, "epoll_wait": 238, "timer_create": 240, "timer_delete": 244, "tgkill": 250,
     "waitid": 272, "openat": 286, "get_robust_list": 299, "set_robust_list": 300, "epoll_pwait": 303, "dup3": 316,
     "rt_tgsigqueueinfo": 322, "prlimit64": 325, "connect": 328, "accept": 330, "sendto": 335, "seccomp": 358, "recvfrom": 337,
-    "sendmsg": 341, "recvmsg": 342, "accept4": 344, "execveat": 362, "mlock2": 378, "rseq": 387, "msgsnd": 400,
+    "sendmsg": 341, "recvmsg": 342, "accept4": 344, "execveat": 362, "userfaultfd": 364, "mlock2": 378, "rseq": 387, "msgsnd": 400,
     "msgrcv": 401, "pidfd_open": 434, "clone3": 435, "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441,
 }  # fmt: skip
 

@@ -49,6 +49,7 @@ _SYSCALLS = {
     "timer_gettime": 256, "timer_delete": 258, "clock_nanosleep": 262, "waitid": 281, "openat": 288, "pselect6": 301,
     "ppoll": 302, "set_robust_list": 304, "get_robust_list": 305, "epoll_pwait": 312, "dup3": 326,
     "rt_tgsigqueueinfo": 330, "prlimit64": 334, "seccomp": 348, "execveat": 354, "recvmmsg": 357, "connect": 362, "accept4": 364,
+    "userfaultfd": 355,
     "sendto": 369, "sendmsg": 370, "recvfrom": 371, "recvmsg": 372, "mlock2": 374, "io_pgetevents": 382, "rseq": 383,
     "semtimedop": 392, "msgsnd": 400, "msgrcv": 401, "pidfd_open": 434, "clone3": 435, "close_range": 436,
     "pidfd_getfd": 438, "epoll_pwait2": 441,

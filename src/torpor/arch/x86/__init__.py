@@ -44,6 +44,7 @@ _SYSCALLS_64 = {
     "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "tgkill": 234, "waitid": 247, "openat": 257, "pselect6": 270,
     "ppoll": 271, "set_robust_list": 273, "get_robust_list": 274, "epoll_pwait": 281, "accept4": 288, "dup3": 292,
     "rt_tgsigqueueinfo": 297, "recvmmsg": 299, "prlimit64": 302, "seccomp": 317, "execveat": 322, "mlock2": 325, "rseq": 334,
+    "userfaultfd": 323,
     "io_pgetevents": 333,
 }  # fmt: skip
 
@@ -62,6 +63,7 @@ _SYSCALLS_32 = {
     "epoll_pwait": 319, "dup3": 330, "rt_tgsigqueueinfo": 335, "recvmmsg_time32": 337, "prlimit64": 340,
     "seccomp": 354, "execveat": 358, "connect": 362, "accept4": 364, "sendto": 369, "sendmsg": 370, "recvfrom": 371, "recvmsg": 372,
     "mlock2": 376, "arch_prctl": 384, "rseq": 386, "clock_nanosleep": 407, "timer_gettime": 408, "timer_settime": 409,
+    "userfaultfd": 374,
     "pselect6": 413, "ppoll": 414, "io_pgetevents": 416, "recvmmsg": 417, "semtimedop": 420, "rt_sigtimedwait": 421,
     "futex": 422, "msgrcv": 401, "msgsnd": 400, "lseek": 19, "_llseek": 140,
     "getpid": 20,
