@@ -27,6 +27,8 @@ FLOORS = {
     "preflight": 4,
     "pages": 4,
     "parent": 4,
+    "merge": 4,
+    "watch": 4,
     "rebuild": 4,
     "selfsave": 4,
     "objects": 3,
@@ -43,6 +45,8 @@ SIDEWAYS = {
     ("checkpoint", "pages"),
     ("checkpoint", "parent"),
     ("pages", "parent"),
+    ("watch", "checkpoint"),
+    ("watch", "merge"),
     ("restart", "rebuild"),
     ("selfsave", "checkpoint"),
 }

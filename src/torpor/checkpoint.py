@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_right
 
 from torpor import preflight
 from torpor.arch.waits import NO_LIMIT
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from torpor.tasks.freeze import FrozenProcess, FrozenThread
     from torpor.tasks.sleeping import Nap
     from torpor.tasks.task import Process
+    from torpor.tasks.tracking import Tracking
 
 WORTH_A_COPY = 2 << 20
 """Bytes of memory of a process below which to write them is as quick as to have the kernel make a copy."""
@@ -64,13 +66,15 @@ def checkpoint(
     absent: Mapping[int, int] | None = None,
     parent: str | os.PathLike[str] | None = None,
     compress: str = "",
+    tracking: Tracking | None = None,
 ) -> str:
     """Save the process `pid` and all its descendants into the file `output` ("-": standard output; a number: a descriptor).
 
     The program goes on unless `kill`. `progress` is called with the bytes written and the bytes in all. The processes `absent`
     (id -> wait status) are not stopped; in the image they have ended with that status. `parent`: an earlier image of the program;
     memory that is as it was then is not saved again, and the new image needs the file. `compress`: how memory is compressed,
-    "zstd" or "zstd:LEVEL". Returns why the program had to stand still
+    "zstd" or "zstd:LEVEL". `tracking` knows what has been written since `parent`, the image it was last given to; after an error
+    it does not any more. Returns why the program had to stand still
     until its memory was written; "" when it had not to. Raises TorporError (its subclasses tell which exit code); the program is
     then unharmed and no file has appeared.
     """
@@ -84,7 +88,7 @@ def checkpoint(
 
         earlier = Parent(parent, output)
     try:
-        return _checkpoint(pid, output, kill, progress, absent or {}, earlier, level)
+        return _checkpoint(pid, output, kill, progress, absent or {}, earlier, level, tracking)
     finally:
         if earlier:
             earlier.close()
@@ -98,6 +102,7 @@ def _checkpoint(
     absent: Mapping[int, int],
     earlier: Parent | None,
     level: int,
+    tracking: Tracking | None,
 ) -> str:
     """The same, a step a line."""
     mappings = preflight.survey(pid, absent)
@@ -109,7 +114,7 @@ def _checkpoint(
     with tree, ImageWriter.open(output) as writer, _Checkpoint(tree, writer, mappings, naps, absent, pages) as run:
         try:
             run.describe()
-            run.save_memory(kill)
+            run.save_memory(kill, tracking)
             run.shorten_waits()
         except Exception as error:
             _refuse_the_dead(tree, error)
@@ -198,6 +203,8 @@ class _Checkpoint:
         """The processes whose address spaces will begin as forks of their parents'."""
         self.copies: dict[int, snapshot.Copy] = {}
         self.told: dict[int, _Told] = {}
+        self.written: dict[int, list[tuple[int, int]] | None] = {}
+        """What each process has written since the parent image, where that is known."""
         self.why_not_copied = ""
         self.page_writer = page_writer(self.saving)
         self.contents: dict[tuple[int, str | int], Iterator[tuple[int, bytes]]] = {}
@@ -448,12 +455,16 @@ class _Checkpoint:
             for offset, data in parts:
                 self.writer.add_data(FileData(owner=number, runs=[Run(start=offset, length=len(data))]), [data])
 
-    def save_memory(self, kill: bool) -> None:
+    def save_memory(self, kill: bool, tracking: Tracking | None) -> None:
         """While nothing moves: a copy of every large memory, if nothing speaks against it, or else its pages into the image."""
         sizes = {process.pid: self.private_bytes(process) for process in self.tree.alive()}
         against = ENDS if kill else self.against_copies(sizes)
         for process in self.tree.alive():
-            if not against and sizes[process.pid] >= WORTH_A_COPY:
+            large = sizes[process.pid] >= WORTH_A_COPY
+            if tracking and large:
+                with Held():
+                    self.written[process.pid] = tracking.since(process, self.private_mappings(process), self.tree)
+            if large and not against:
                 try:
                     with Held():
                         self.copies[process.pid] = self.copy_of(process)
@@ -461,6 +472,13 @@ class _Checkpoint:
                     against = str(error)
             self.write_pages(process.pid, process, _uncopied if process.pid in self.copies else _any)
         self.why_not_copied = against
+        if tracking:
+            tracking.keep(set(sizes))
+
+    def private_mappings(self, process: FrozenProcess) -> list[MappedRange]:
+        """The mappings of a process whose pages may be its own."""
+        special, ignored = memory_objects.special, memory_objects.ignored
+        return [m for m in self.mappings[process.pid] if not (m.shared or special(m) or ignored(m))]
 
     def private_bytes(self, process: FrozenProcess) -> int:
         """About how much memory a process has for itself."""
@@ -505,11 +523,14 @@ class _Checkpoint:
 
     def check_copy(self, pid: int, copy: snapshot.Copy) -> None:
         """Raises TorporError if the copy of a process has not all the mappings that it is to have."""
-        theirs = {mapping.start: mapping.flags for mapping in procfs.smaps(copy.pid)}
+        # Mappings that only a userfaultfd keeps apart are one in the copy.
+        theirs = [mapping for mapping in procfs.smaps(copy.pid) if "wf" not in mapping.flags]
+        starts = [mapping.start for mapping in theirs]
         for mapping in self.mappings[pid]:
             if mapping.shared or _uncopied(mapping) or memory_objects.special(mapping) or memory_objects.ignored(mapping):
                 continue
-            if "wf" in theirs.get(mapping.start, {"wf"}):
+            index = bisect_right(starts, mapping.start) - 1
+            if index < 0 or theirs[index].end < mapping.end:
                 # Its flags had been seen before the stop.
                 what, reason = f"memory at {mapping.start:#x}", "the program has just said that no child gets it (madvise)"
                 raise TorporError(Obstacle(what, reason, "try again", pid=pid))
@@ -521,7 +542,8 @@ class _Checkpoint:
             runs = list(memory_objects.own_pages(source.pid, [mapping for mapping in self.mappings[pid] if wanted(mapping)]))
         else:
             runs = [run for run in runs if wanted(run[0])]
-        self.page_writer.write(self.saving.known(("mm", pid)), source, runs, fresh=pid not in self.heirs, written=None)
+        owner, fresh = self.saving.known(("mm", pid)), pid not in self.heirs
+        self.page_writer.write(owner, source, runs, fresh=fresh, written=self.written.get(pid))
 
 
 class _Told:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 VERBS = {
     "checkpoint": "save a running program and all its children into a file",
     "restart": "make a saved program go on",
+    "watch": "save a program again and again, each time only what has changed",
+    "merge": "make one file of an image that needs earlier ones",
     "inspect": "show what is in an image",
     "verify": "read an image from end to end and check every hash",
     "check": "say what stands in the way of a checkpoint, or what this kernel can do",

@@ -216,6 +216,15 @@ class ParentPages(Record, type=0x0006):
             free = run.start + run.length
         return None
 
+    def in_order(self) -> bool:
+        """Whether the runs lie in the chunk one behind the other, from its start on."""
+        at = 0
+        for run in self.runs:
+            if run.offset != at:
+                return False
+            at += run.length
+        return True
+
 
 class Trailer(Record, type=0x0004):
     """The last record: what the whole consists of. Nothing follows it."""

@@ -131,12 +131,17 @@ class Image:
         except OSError as error:
             raise failure(self.name, "read the image", error) from error
 
-    def data(self, record: DataRecord, offset: int) -> memoryview:
-        """All data of a chunk, uncompressed and writable. BadImage if it has been altered, TorporError on EIO."""
+    def stored(self, record: DataRecord, offset: int) -> memoryview:
+        """All data of a chunk as it lies in the file, writable. BadImage if it has been altered, TorporError on EIO."""
         stored = memoryview(bytearray(record.stored))
         self.fill(stored, offset)
         if zlib.crc32(stored) != record.hash:
             raise self._altered(record, offset)
+        return stored
+
+    def data(self, record: DataRecord, offset: int) -> memoryview:
+        """The same, decompressed. Unsupported: there is no library for that."""
+        stored = self.stored(record, offset)
         if not isinstance(record, CompressedPages):
             return stored
         from . import compression

@@ -49,6 +49,7 @@ SPARSE = 16 << 30
 
 _SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg), the same number under all of the kernel's ioctl encodings
 _IS_FILE, _IS_PRESENT, _IS_SWAPPED, _IS_PFNZERO, _IS_GUARD = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8
+_IS_WRITTEN, _WP_MATCHING, _CHECK_WPASYNC = 1 << 1, 1, 2
 _VECTOR = 512  # regions per call; the kernel gathers no more than that at a time itself
 
 # One pagemap entry (Documentation/admin-guide/mm/pagemap.rst): present, swapped, file or shared, guard; and the PFN.
@@ -141,11 +142,24 @@ def guard_runs(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int
     yield from _read_runs(pagemap_fd, start, end, _GUARD_TABLE)
 
 
-def _scan(fd: int, start: int, end: int, inverted: int, mask: int, anyof: int) -> Iterator[tuple[int, int]]:
+def written_runs(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The runs (address, bytes) of pages in memory or in swap that are not write-protected by a userfaultfd; they are, from now on.
+
+    EPERM: something of the range is not registered with one that lifts the protection by itself (writes.py).
+    """
+    yield from _scan(pagemap_fd, start, end, 0, _IS_WRITTEN, _IS_PRESENT | _IS_SWAPPED, _WP_MATCHING | _CHECK_WPASYNC)
+
+
+def protected_runs(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The runs (address, bytes) of pages in memory or in swap that have the mark of a userfaultfd's write protection."""
+    yield from _scan(pagemap_fd, start, end, _IS_WRITTEN, _IS_WRITTEN, _IS_PRESENT | _IS_SWAPPED)
+
+
+def _scan(fd: int, start: int, end: int, inverted: int, mask: int, anyof: int, flags: int = 0) -> Iterator[tuple[int, int]]:
     regions = (ctypes.c_uint64 * (3 * _VECTOR))()  # struct page_region: start, end, categories
     arg = _ScanArg(
         size=ctypes.sizeof(_ScanArg), start=start, end=end, vec=ctypes.addressof(regions), vec_len=_VECTOR,
-        category_inverted=inverted, category_mask=mask, category_anyof_mask=anyof,
+        category_inverted=inverted, category_mask=mask, category_anyof_mask=anyof, flags=flags,
     )  # fmt: skip
     # return_mask stays 0: then regions end only where the pages do, not where present becomes swapped.
     low = high = start

@@ -13,7 +13,7 @@ import os
 
 from torpor.linux import memory, pagemap
 from torpor.linux.libc import PAGE
-from torpor.objects.memory import special
+from torpor.objects.memory import LOCKED, LOCKONFAULT, attributes, special
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,16 +37,9 @@ class Heritage:
 
 
 def key(mapping: Mapping) -> tuple[object, ...]:
-    """Equal for mappings of parent and child that fork has left alike."""
-    return (
-        mapping.start,
-        mapping.end,
-        mapping.perms,
-        mapping.offset,
-        mapping.inode,
-        mapping.path,
-        mapping.flags - {"lo", "lf", "sd", "dw"},
-    )
+    """Equal for mappings of parent and child that fork has left alike: just those that a restart takes for alike (memory.fill)."""
+    file = (mapping.path, mapping.inode, mapping.offset) if mapping.inode or mapping.path.startswith("/") else ()
+    return mapping.start, mapping.end, mapping.perms, file, attributes(mapping) & ~(LOCKED | LOCKONFAULT)
 
 
 def related(parent: Sequence[Mapping], child: Sequence[Mapping]) -> bool:

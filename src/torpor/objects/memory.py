@@ -46,10 +46,11 @@ ATTRIBUTES = {
 }  # fmt: skip
 SHARED, GROWSDOWN, LOCKED, LOCKONFAULT, DONTFORK, WIPEONFORK, DONTDUMP = (1 << bit for bit in range(7))
 HUGEPAGE, NOHUGEPAGE, MERGEABLE, SEQUENTIAL, RANDOM, NORESERVE, MAYWRITE = (1 << bit for bit in range(7, 14))
-# Codes that say nothing about what must be made again.
-_HARMLESS = frozenset("rd wr ex mr mw me ms ac sd sh gd lo lf dc wf dd hg nh mg sr rr nr nl dw sf ar gu".split())
+# Codes that say nothing about what must be made again. With "uw" somebody else watches what is written, perhaps `torpor watch`:
+# a program with a userfaultfd of its own is refused for that descriptor.
+_HARMLESS = frozenset("rd wr ex mr mw me ms ac sd sh gd lo lf dc wf dd hg nh mg sr rr nr nl dw sf ar gu uw".split())
 _REASONS = {
-    "um": "it is served by userfaultfd", "uw": "it is write-protected by userfaultfd", "ui": "it is served by userfaultfd",
+    "um": "it is served by userfaultfd", "ui": "it is served by userfaultfd",
     "ht": "it is of huge pages (hugetlbfs), which are not saved yet", "io": "it is the memory of a device",
     "pf": "it is the memory of a device", "ss": "it is a shadow stack, which is not saved yet",
     "sl": "it is sealed (mseal), and a sealed mapping cannot be made again", "dp": "it is droppable memory, which is not saved yet",

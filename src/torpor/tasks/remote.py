@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from collections.abc import Mapping as Mapping_
     from types import TracebackType
+    from typing import TypeVar
 
     from torpor.linux.procfs import Mapping, Status
     from torpor.tasks.freeze import FrozenProcess
     from torpor.tasks.task import Process, Thread
 
     Call = Sequence[str | int]
+    T = TypeVar("T")
 
 WORK_LENGTH = 64 * 1024
 _TABLE, _DATA, _SINK = 64, 32 * 1024, 48
@@ -373,6 +375,20 @@ class Remote:
         self._enter("batch")
         done = memory.read(self.thread.process.pid, self.work_at + _TABLE, _ENTRY.size * len(calls))
         return [self.arch.signed(entry[_RESULT]) for entry in _ENTRY.iter_unpack(done)]
+
+    def descriptor(self, call: Call, use: Callable[[int], T]) -> T:
+        """Make a call that opens a descriptor and have it `use`d; the same batch closes it again, whoever dies. Raises OSError."""
+        self._load([call, ("close", 0)], (0, 1, 0))
+        self._start("batch")
+        try:
+            for _ in range(2):  # a call stops on entry and on exit
+                to_next_call(self.thread.tid)
+            result = self.arch.signed(self.arch.registers.read_general(self.thread.tid)[self.arch.result])
+            if result < 0:
+                raise OSError(-result, f"{call[0]} in process {self.thread.process.pid}: {os.strerror(-result)}")
+            return use(result)
+        finally:
+            self.resume()
 
     def argument_at(self, call: int, argument: int, width: int) -> int:
         """The address of the low `width` bytes of an argument in the table of calls."""
