@@ -122,7 +122,7 @@ int main(int count, char **argument)
 
 
 class Subject:
-    """The program and, in `directory`, an image of it; `pid` is what it was."""
+    """The program and, in `directory`, an image of it that needs an earlier one; `pid` is what it was."""
 
     def __init__(self, directory: Path, *, word: int = 8) -> None:
         self.directory, self.image = directory, directory / "image"
@@ -132,9 +132,13 @@ class Subject:
         subprocess.run([*options, "-o", str(program), str(source)], check=True)
         self.argv = [str(program), str(directory / "file"), str(directory / "gone")]
         with running(self.argv) as pid:
-            torpor = [sys.executable, "-m", "torpor", "checkpoint", str(pid), "-o", str(self.image)]
-            done = subprocess.run(torpor, env=environment(), capture_output=True, text=True, timeout=60)
-            assert done.returncode == 0, done.stderr
+            # In another directory, so that it is named by its whole path.
+            earlier = directory.with_name(directory.name + "-earlier") / "image"
+            earlier.parent.mkdir()
+            for options in (["-o", str(earlier)], ["-o", str(self.image), "--parent", str(earlier), "--compress", "zstd"]):
+                torpor = [sys.executable, "-m", "torpor", "checkpoint", str(pid), *options]
+                done = subprocess.run(torpor, env=environment(), capture_output=True, text=True, timeout=60)
+                assert done.returncode == 0, done.stderr
             self.pid = pid
 
 
@@ -200,7 +204,7 @@ def read(path: Path) -> list[Item]:
         for record in image.records:
             data = None
             if isinstance(record, DataRecord):
-                buffer = bytearray(record.length)
+                buffer = bytearray(record.stored)
                 image.fill(memoryview(buffer), offsets[id(record)])
                 data = bytes(buffer)
             items.append(Item(record, data))

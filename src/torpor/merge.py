@@ -29,7 +29,7 @@ def merge(source: str | os.PathLike[str] | int, output: str | os.PathLike[str] |
     """
     with Image.open(source) as image:
         open_parents(image)
-        total = image.trailer.data + sum(run.length for pages in image.of(ParentPages) for run in pages.runs)
+        total = image.trailer.data + sum(sum(pages.lengths) for pages in image.of(ParentPages))
         done = 0
         offsets = {id(record): offset for record, offset in image.chunks}
         with ImageWriter.open(output) as writer:
@@ -40,7 +40,7 @@ def merge(source: str | os.PathLike[str] | int, output: str | os.PathLike[str] |
                     done += record.stored
                 elif isinstance(record, ParentPages):
                     _add_pages(writer, image, record)
-                    done += sum(run.length for run in record.runs)
+                    done += sum(record.lengths)
                 elif not isinstance(record, ParentImage):
                     writer.add(record)
                 if progress:
@@ -52,11 +52,11 @@ def _add_pages(writer: ImageWriter, image: Image, pages: ParentPages) -> None:
     """Add pages of a parent with their data."""
     parent = image.parents[pages.image]
     record, offset = parent.chunks[pages.chunk]
-    runs = [DataRun(start=run.start, length=run.length) for run in pages.runs]
-    if isinstance(record, CompressedPages) and sum(run.length for run in runs) == record.length and pages.in_order():
-        stored = parent.stored(record, offset)
+    runs = [DataRun(start=start, length=length) for start, length, _ in pages.runs]
+    in_order = all(before + size == at for before, size, at in zip(pages.offsets, pages.lengths, pages.offsets[1:], strict=False))
+    if isinstance(record, CompressedPages) and in_order and sum(pages.lengths) == record.length:
         whole = CompressedPages(owner=pages.owner, runs=runs, length=record.length, compressed=record.compressed)
-        writer.add_data(whole, [stored])
+        writer.add_data(whole, [parent.stored(record, offset)])
         return
     data = parent.data(record, offset)
-    writer.add_data(Pages(owner=pages.owner, runs=runs), [data[run.offset : run.offset + run.length] for run in pages.runs])
+    writer.add_data(Pages(owner=pages.owner, runs=runs), [data[at : at + length] for _, length, at in pages.runs])

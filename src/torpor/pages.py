@@ -11,7 +11,7 @@ import os
 from _thread import allocate_lock
 from bisect import bisect_right
 
-from torpor.image.format import CompressedPages, Pages, ParentPages, ParentRun
+from torpor.image.format import CompressedPages, Pages, ParentPages
 from torpor.image.format import DataRun as Run
 from torpor.linux import memory
 from torpor.linux.libc import PAGE
@@ -179,14 +179,19 @@ class PageWriter:
         for source, runs in kept.items():
             image = parent.id_of(source.image, self._saving)
             runs.sort()
-            joined: list[ParentRun] = []
+            starts: list[int] = []
+            lengths: list[int] = []
+            offsets: list[int] = []
             for start, length, offset in runs:
-                last = joined[-1] if joined else None
-                if last and (last.start + last.length, last.offset + last.length) == (start, offset):
-                    last.length += length
+                if starts and (starts[-1] + lengths[-1], offsets[-1] + lengths[-1]) == (start, offset):
+                    lengths[-1] += length
                 else:
-                    joined.append(ParentRun(start=start, length=length, offset=offset))
-            self._writer.add(ParentPages(owner=owner, image=image, chunk=source.chunk, runs=joined))
+                    starts.append(start)
+                    lengths.append(length)
+                    offsets.append(offset)
+            self._writer.add(
+                ParentPages(owner=owner, image=image, chunk=source.chunk, starts=starts, lengths=lengths, offsets=offsets)
+            )
 
     def _tell(self, chunk: Chunk) -> None:
         self._done += chunk.size

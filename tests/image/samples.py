@@ -127,7 +127,7 @@ def write_small(path: Path) -> bytes:
 # --- By hand, from docs/image-format.md -----------------------------------------------------------------------------
 
 MAGIC = b"\x89TORPOR\n"
-DATA = {0x80000002: 4096, 0x80000003: 8}  # what the data behind a record of this type is aligned to
+DATA = {0x80000002: 4096, 0x80000003: 8, 0x80000007: 8}  # what the data behind a record of this type is aligned to
 
 
 def record(type_word: int, payload: bytes) -> bytes:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import stat
 
-from torpor.errors import BadImage, Obstacle, TorporError
+from torpor.errors import BadImage, NoPermission, Obstacle
 
-from .failure import failure
 from .format import CompressedPages, Pages, ParentImage, ParentPages
 from .reader import Image
 
@@ -41,8 +40,8 @@ class Source:
 def open_parents(image: Image) -> None:
     """Open the earlier images that data of `image` lies in, and check that they are those it means.
 
-    Raises BadImage where one is another than that, or has not what is looked for in it; TorporError or NoPermission where it
-    cannot be read. `image` closes them. Those that are open already are not opened again.
+    Raises BadImage where one is missing, is another than that, or has not what is looked for in it; NoPermission where it may not
+    be read. `image` closes them. Those that are open already are not opened again.
     """
     for parent in image.of(ParentImage):
         if parent.id not in image.parents:
@@ -68,9 +67,10 @@ def _open(image: Image, parent: ParentImage) -> Image:
         found = Image.open(path)
     except FileNotFoundError:
         remedy = "put it back beside the image, or take a checkpoint without --parent"
-        raise TorporError(Obstacle(what, "is not there", remedy)) from None
+        raise BadImage(Obstacle(what, "is not there", remedy)) from None
     except OSError as error:
-        raise failure(what, "be read", error) from error
+        kind = NoPermission if isinstance(error, PermissionError) else BadImage
+        raise kind(Obstacle(what, f"cannot be read: {error.strerror}", ALTERED)) from None
     trailer, header = found.trailer, found.header
     if (trailer.size, trailer.crc, header.realtime) != (parent.size, parent.crc, parent.realtime):
         found.close()
@@ -89,11 +89,11 @@ def _fault(image: Image, pages: ParentPages) -> str | None:
     record, _ = chunks[pages.chunk]
     if not isinstance(record, Pages):
         return f"chunk {pages.chunk} of {image.parents[pages.image].name} holds no pages"
-    for index, run in enumerate(pages.runs):
-        if run.start % unit or run.length % unit or run.offset % unit:
-            return f"runs[{index}]: {run.start:#x}+{run.length:#x} at {run.offset:#x} is not of whole pages"
-        if run.offset + run.length > record.length:
-            return f"runs[{index}] ends behind the data of chunk {pages.chunk}"
+    for start, length, at in pages.runs:
+        if (start | length | at) % unit:
+            return f"{start:#x}+{length:#x} at {at:#x} is not of whole pages"
+        if at + length > record.length:
+            return f"the run at {start:#x} ends behind the data of chunk {pages.chunk}"
     return None
 
 
@@ -109,6 +109,5 @@ def sources(image: Image) -> dict[int, list[Source]]:
             found.setdefault(record.owner, []).append(Source(image, chunk, runs))
     for pages in image.of(ParentPages):
         if parent := image.parents.get(pages.image):
-            runs = [(run.start, run.length, run.offset) for run in pages.runs]
-            found.setdefault(pages.owner, []).append(Source(parent, pages.chunk, runs))
+            found.setdefault(pages.owner, []).append(Source(parent, pages.chunk, pages.runs))
     return found

@@ -17,6 +17,7 @@ import zlib
 from .checks import Refusal
 from .fields import (
     address,
+    array,
     choice,
     flags,
     i64,
@@ -192,38 +193,34 @@ class ParentImage(Record, type=0x0005):
     realtime: int = i64("when it was taken: as its Header has it")
 
 
-class ParentRun(Struct):
-    """A run of pages, and where it lies among the data of a chunk."""
-
-    start: int = address("address where the pages belong")
-    length: int = u64("bytes", check=in_range(1, MAX_CHUNK))
-    offset: int = u64("from the start of the chunk's data, bytes", check=in_range(0, MAX_CHUNK))
-
-
 class ParentPages(Record, type=0x0006):
     """Pages of memory that are what they were in an earlier image: that data is not in this one."""
 
     owner: int = ref("the address space that the pages belong to", to="Mm")
     image: int = ref("where the data lies", to="ParentImage")
     chunk: int = u64("which of the data records of that image it is, the first one being 0")
-    runs: list[ParentRun] = structs(ParentRun, "the pages, ascending", max=MAX_RUNS, check=non_empty)
+    starts: list[int] = array(64, "addresses of the runs of pages, ascending", max=MAX_RUNS, check=non_empty)
+    lengths: list[int] = array(64, "bytes of each run", max=MAX_RUNS)
+    offsets: list[int] = array(64, "where each run begins, in bytes from the start of the chunk's data", max=MAX_RUNS)
+
+    # Not structs, as in DataRecord: there can be thousands for each chunk, and this is read and written ten times as quickly.
+
+    @property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """(address, bytes, bytes from the start of the chunk's data) of each run."""
+        return list(zip(self.starts, self.lengths, self.offsets, strict=True))
 
     def validate(self) -> str | None:
+        if not len(self.starts) == len(self.lengths) == len(self.offsets):
+            return f"{len(self.starts)} starts, {len(self.lengths)} lengths and {len(self.offsets)} offsets"
         free = 0
-        for index, run in enumerate(self.runs):
-            if run.start < free:
-                return f"runs[{index}] starts at {run.start:#x}, before the end of the run before it, {free:#x}"
-            free = run.start + run.length
-        return None
-
-    def in_order(self) -> bool:
-        """Whether the runs lie in the chunk one behind the other, from its start on."""
-        at = 0
-        for run in self.runs:
-            if run.offset != at:
-                return False
-            at += run.length
-        return True
+        for start, length, _ in self.runs:
+            if start < free:
+                return f"a run starts at {start:#x}, before the end of the run before it, {free:#x}"
+            if not length:
+                return f"the run at {start:#x} is empty"
+            free = start + length
+        return None if free <= 1 << 64 else f"the last run ends at {free:#x}, behind the last address"
 
 
 class Trailer(Record, type=0x0004):
