@@ -237,7 +237,8 @@ def test_a_parent_is_missing(chain: tuple[Path, Path, Path], tmp_path: Path, los
         done = command(*argv, images[2])
         assert done.returncode == 5 and f"{images[lost]}, in which some of the data" in done.stderr, done.stderr
         assert "is not there" in done.stderr
-    assert command("inspect", images[2]).returncode == 0
+    done = command("inspect", images[2])
+    assert done.returncode == 0 and f"{images[lost].name}, taken" in done.stdout and "(not there" in done.stdout
 
 
 def test_a_parent_is_another_image(chain: tuple[Path, Path, Path], tmp_path: Path) -> None:

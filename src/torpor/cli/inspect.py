@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from torpor.cli.arguments import Option, Verb
 from torpor.cli.text import plain, put
-from torpor.errors import Unsupported
+from torpor.errors import TorporError, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,12 +45,17 @@ VERB = Verb(
 
 def run(arguments: Parsed) -> int:
     """Run the verb. Raises BadImage, NoPermission or TorporError."""
+    from torpor.image.chain import open_parents
     from torpor.image.reader import Image
     from torpor.objects.show import Contents, as_data
 
     with Image.open(arguments.operands[0]) as image:
         if cpu := arguments.text("cpu"):
             return judged(image, cpu)
+        try:
+            open_parents(image)
+        except TorporError:
+            pass  # `torpor verify` says why; what this image holds itself is shown
         contents = Contents(image)
         if arguments.switch("json"):
             import json

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torpor import arch
 from torpor.cli.descriptors import armed, described, lock, value
 from torpor.cli.text import brief, command_line, count, duration, instant, plain, size, wrapped
-from torpor.image.format import ARCHITECTURES
+from torpor.image.format import ARCHITECTURES, ParentImage
 from torpor.image.kinds import Fixed
 from torpor.objects import names
 from torpor.objects.memory import ATTRIBUTES, FILE, MAYWRITE, SHARED
@@ -64,6 +64,11 @@ def _header(image: Image) -> Iterator[str]:
     for record in image.records:
         if type(record).__name__.endswith("Header"):
             yield from _architecture(record)
+    name = "needs"
+    for parent in image.of(ParentImage):
+        mark = "" if parent.id in image.parents else " (not there, or another one)"
+        yield _row(name, plain(f"{parent.name}, taken {instant(parent.realtime)}{mark}"))
+        name = ""
 
 
 def _architecture(record: Record) -> Iterator[str]:

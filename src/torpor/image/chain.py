@@ -41,14 +41,17 @@ def open_parents(image: Image) -> None:
     """Open the earlier images that data of `image` lies in, and check that they are those it means.
 
     Raises BadImage where one is missing, is another than that, or has not what is looked for in it; NoPermission where it may not
-    be read. `image` closes them. Those that are open already are not opened again.
+    be read. `image` closes them.
     """
-    for parent in image.of(ParentImage):
-        if parent.id not in image.parents:
+    try:
+        for parent in image.of(ParentImage):
             image.parents[parent.id] = _open(image, parent)
-    for pages in image.of(ParentPages):
-        if reason := _fault(image, pages):
-            raise BadImage(Obstacle(f"{image.name}: ParentPages of #{pages.owner}", reason, "take another checkpoint"))
+        for pages in image.of(ParentPages):
+            if reason := _fault(image, pages):
+                raise BadImage(Obstacle(f"{image.name}: ParentPages of #{pages.owner}", reason, "take another checkpoint"))
+    except BaseException:
+        image.close_parents()  # nobody is to use them unchecked
+        raise
 
 
 def place_of(image: Image, parent: ParentImage) -> str:

@@ -98,11 +98,16 @@ class Image:
 
     def close(self) -> None:
         """Close the file, unless it belongs to the caller, and the parents. The records stay."""
-        for parent in self.parents.values():
-            parent.close()
+        self.close_parents()
         if self._owned:
             os.close(self.fd)
         self.fd, self._owned = -1, False
+
+    def close_parents(self) -> None:
+        """Close the parents, if they are open."""
+        for parent in self.parents.values():
+            parent.close()
+        self.parents.clear()
 
     def of(self, cls: type[R]) -> list[R]:
         """All records of class `cls` and its subclasses, in order; Header and Trailer are not among them."""
