@@ -22,6 +22,7 @@ FLOORS = {
     "__main__": 7,
     "cli": 6,
     "__init__": 5,  # the public names
+    "serve": 5,
     "checkpoint": 4,
     "restart": 4,
     "preflight": 4,
@@ -31,6 +32,7 @@ FLOORS = {
     "watch": 4,
     "rebuild": 4,
     "selfsave": 4,
+    "verify": 4,
     "objects": 3,
     "tasks": 2,
     "arch": 1,

@@ -26,6 +26,7 @@ VERBS = {
     "inspect": "show what is in an image",
     "verify": "read an image from end to end and check every hash",
     "check": "say what stands in the way of a checkpoint, or what this kernel can do",
+    "serve": "carry out what others ask for on a socket, with everything loaded",
 }
 
 

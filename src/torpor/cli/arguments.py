@@ -23,6 +23,10 @@ class Option:
         self.key = names[-1].lstrip("-").replace("-", "_")
 
 
+SERVER = Option("--server", value="SOCKET", doc="have the server that listens on SOCKET do it (torpor serve)")
+"""Of every verb that a server can carry out."""
+
+
 class Verb:
     """What a verb takes: its summary, the names of its operands (a leading "?" marks one that may be left out), its options."""
 

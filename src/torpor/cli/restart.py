@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import sys
 
-from torpor.cli.arguments import Option, Verb
+from torpor.cli.arguments import SERVER, Option, Verb
 from torpor.cli.progress import Progress
+from torpor.errors import Obstacle, UsageError
 from torpor.linux import signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
     from torpor.cli.arguments import Parsed
     from torpor.restart import Restarted
 
@@ -27,6 +31,7 @@ VERB = Verb(
         Option("--pids", value="MODE", doc="same, namespace or auto: its old process ids here, or in a namespace of its own"),
         Option("--cpu", value="MODE", doc="same, or used: accept a CPU that lacks what the program never used"),
         Option("--allow-changed", value="PATH", doc="a file that may differ from what it was; may be repeated", repeated=True),
+        SERVER,
     ],
 )
 PASSED_ON = (signals.SIGHUP, signals.SIGINT, signals.SIGQUIT, signals.SIGTERM, signals.SIGUSR1, signals.SIGUSR2, signals.SIGCONT)
@@ -34,29 +39,46 @@ PASSED_ON = (signals.SIGHUP, signals.SIGINT, signals.SIGQUIT, signals.SIGTERM, s
 
 def run(arguments: Parsed) -> int:
     """Run the verb. Raises TorporError."""
-    from torpor.restart import restart, restart_as_child
-
-    detach = arguments.switch("detach")
+    detach, server = arguments.switch("detach"), arguments.text("server")
+    options: dict[str, Any] = {
+        "pids": arguments.choice("pids", ("auto", "same", "namespace")),
+        "cpu": arguments.choice("cpu", ("same", "used")),
+        "allow_changed": arguments.several("allow_changed"),
+    }
+    if server and not detach:
+        raise UsageError(Obstacle("torpor restart", "what a server restarts is not this command's child", "say --detach"))
     progress = Progress("check")
     try:
-        program = (restart if detach else restart_as_child)(
-            arguments.operands[0],
-            pids=arguments.choice("pids", ("auto", "same", "namespace")),
-            cpu=arguments.choice("cpu", ("same", "used")),
-            allow_changed=arguments.several("allow_changed"),
-            progress=progress,
-        )
+        if server:
+            return _by_server(server, arguments.operands[0], options, progress)
+        from torpor.restart import restart, restart_as_child
+
+        program = (restart if detach else restart_as_child)(arguments.operands[0], progress=progress, **options)
     finally:
         progress.close()
-    for warning in program.warnings:
-        print(f"torpor: {warning}", file=sys.stderr)
-    if program.mode == "namespace":
-        print(f"torpor: process {program.own_pid} goes on in a pid namespace of its own, as {program.pid} here", file=sys.stderr)
+    _report(program.warnings, program.mode, program.pid, program.own_pid)
     if detach:
         print(program.pid)
         program.leave()
         return 0
     return _stay(program)
+
+
+def _by_server(server: str, image: str, options: dict[str, Any], progress: Progress) -> int:
+    from torpor.serve.client import ask, obstacle
+
+    done = ask(server, {"verb": "restart", "source": image, **options}, progress)
+    progress.close()
+    _report(map(obstacle, done["warnings"]), done["mode"], done["pid"], done["own_pid"])
+    print(done["pid"])
+    return 0
+
+
+def _report(warnings: Iterable[Obstacle], mode: str, pid: int, own_pid: int) -> None:
+    for warning in warnings:
+        print(f"torpor: {warning}", file=sys.stderr)
+    if mode == "namespace":
+        print(f"torpor: process {own_pid} goes on in a pid namespace of its own, as {pid} here", file=sys.stderr)
 
 
 def _stay(program: Restarted) -> int:
