@@ -2,6 +2,9 @@
 
 The child is forked from a process in which torpor is loaded, so a request costs no import; it is the tracer, so nothing that it
 does, or that is done to it, concerns another request. The server itself does no more than fork, wait and answer for the dead.
+
+One child is always made beforehand, and has copied the memory that it shares with the server: 900 page faults that a small
+checkpoint does not have to take, and the fork itself.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import time
 
 from torpor import preflight
 from torpor.errors import NoPermission, Obstacle, TorporError, UsageError
+from torpor.linux.prefault import take_own_pages
 from torpor.serve import request
 
 TYPE_CHECKING = False
@@ -131,6 +135,62 @@ class _Listener:
         self.socket.close()
 
 
+class _Spare:
+    """A child that waits for a client."""
+
+    def __init__(self) -> None:
+        self._channel, theirs = socket.socketpair()
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ENDS)  # `attend` lets them in again
+        try:
+            self.pid = os.fork()
+            if self.pid == 0:
+                _become_child(theirs)
+        except OSError:
+            self._channel.close()
+            raise
+        finally:
+            theirs.close()
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def give(self, client: socket.socket) -> None:
+        """Have it carry out what a client asks for. Raises OSError if it has died."""
+        with self._channel:
+            socket.send_fds(self._channel, [b"!"], [client.fileno()])
+
+    def end(self) -> None:
+        """It is not needed, or has been killed."""
+        os.kill(self.pid, _signal.SIGKILL)
+        self._channel.close()
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+
+
+def _become_child(channel: socket.socket) -> None:
+    """Keep nothing of the server's but what is loaded, wait for a client, and attend to it. Does not return."""
+    try:
+        os.setsid()  # a restarted program must not end with the server's terminal
+        null = os.open("/dev/null", os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        mine = channel.detach()
+        os.closerange(3, mine)
+        os.closerange(mine + 1, 1 << 20)
+        os.chdir("/")
+        take_own_pages()
+        with socket.socket(fileno=mine) as channel:
+            _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+        if descriptors:
+            os.set_inheritable(descriptors[0], False)
+            client = socket.socket(fileno=descriptors[0])
+            client.setblocking(True)
+            os.register_at_fork(after_in_child=client.close)  # the keeper of a restarted program is not to hold it
+            request.attend(client)
+        os._exit(0)  # the server has ended
+    finally:
+        os._exit(1)
+
+
 class _Server:
     """The loop: clients, children, and the signal that ends it."""
 
@@ -141,6 +201,7 @@ class _Server:
         """pidfd -> (process id, its client)."""
         self._clients: dict[int, int] = {}
         """Descriptor of a client that has not gone -> process id of its child."""
+        self._spare: _Spare | None = None
         self._told, into = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         _signal.set_wakeup_fd(into)
         for number in ENDS:
@@ -150,6 +211,7 @@ class _Server:
         """Serve until a signal ends it."""
         self._poll.register(self._told, select.POLLIN)
         self._poll.register(self._listener, select.POLLIN)
+        self._make_spare()
         while True:
             for fd, _ in self._poll.poll():
                 if fd == self._told:
@@ -164,24 +226,38 @@ class _Server:
             client, _ = self._listener.accept()
         except OSError:
             return  # it has gone again, or we are short of descriptors for a moment
-        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ENDS)
         try:
-            pid = os.fork()
-            if pid == 0:
-                _become_child(client)
+            child = self._give(client)
         except OSError as error:  # no more processes
             reason = f"no process can be made for it: {error.strerror}"
             _answer(client, TorporError(Obstacle("request", reason, "try again later")))
             return
-        finally:
-            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid, client
-        self._clients[client.fileno()] = pid
-        self._poll.register(pidfd, select.POLLIN)
+        self._children[child.pidfd] = child.pid, client
+        self._clients[client.fileno()] = child.pid
+        self._poll.register(child.pidfd, select.POLLIN)
         self._poll.register(client, 0)  # tells of nothing but that it has gone
         if len(self._children) == MOST:
             self._poll.unregister(self._listener)
+        self._make_spare()
+
+    def _give(self, client: socket.socket) -> _Spare:
+        """Give a client to the spare child, or to a new one where there is none, or it has been killed."""
+        spare, self._spare = self._spare, None
+        if spare:
+            try:
+                spare.give(client)
+                return spare
+            except OSError:
+                spare.end()
+        spare = _Spare()
+        spare.give(client)
+        return spare
+
+    def _make_spare(self) -> None:
+        try:
+            self._spare = _Spare()
+        except OSError:
+            self._spare = None  # the next client will be told, if it lasts
 
     def _look_at(self, fd: int) -> None:
         """A child has ended, or a client has gone."""
@@ -208,6 +284,8 @@ class _Server:
 
     def end(self) -> None:
         """Give up what is being carried out, and wait for that for GRACE seconds."""
+        if self._spare:
+            self._spare.end()
         for pid, _ in self._children.values():
             os.kill(pid, _signal.SIGINT)
         for fd in self._clients:
@@ -226,24 +304,6 @@ class _Server:
         self._poll.unregister(pidfd)
         os.waitpid(pid, 0)
         client.close()
-
-
-def _become_child(client: socket.socket) -> None:
-    """Keep nothing of the server's but what is loaded, and carry out the request. Does not return."""
-    try:
-        os.setsid()  # a restarted program must not end with the server's terminal
-        null = os.open("/dev/null", os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(null, number)
-        mine = client.detach()
-        os.closerange(3, mine)
-        os.closerange(mine + 1, 1 << 20)
-        connection = socket.socket(fileno=mine)
-        os.register_at_fork(after_in_child=connection.close)  # the keeper of a restarted program is not to hold it
-        os.chdir("/")
-        request.attend(connection)
-    finally:
-        os._exit(1)
 
 
 def _answer(client: socket.socket, error: TorporError) -> None:
