@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -46,28 +44,16 @@ class Server:
         """The children of the server: the one that waits for a client, and those that are at work."""
         return [int(word) for word in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
 
-    def worker(self, program: int) -> int:
-        """The child that has the process `program` in hand: its tracer, or the one whose copy of it is being written."""
+    def spare(self) -> int:
+        """The child that will carry out the next request."""
         found: list[int] = []
 
-        def seen() -> bool:
-            found[:] = [child for child in self.children() if opened(child, f"/proc/{program}/mem")]
-            return bool(found)
+        def alone() -> bool:
+            found[:] = self.children()
+            return len(found) == 1
 
-        await_true("a child of the server has the program in hand", seen)
+        await_true("nothing is under way", alone)
         return found[0]
-
-    def only_spare(self) -> None:
-        """Wait until nothing is being carried out."""
-        await_true("nothing is under way", lambda: len(self.children()) == 1)
-
-
-def opened(pid: int, path: str) -> bool:
-    """Whether a process has a file open."""
-    try:
-        return any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
-        return False
 
 
 def await_true(what: str, condition: Callable[[], bool]) -> None:
@@ -88,8 +74,11 @@ def connect(path: Path) -> socket.socket:
 def answers(connection: socket.socket) -> list[dict[str, Any]]:
     """All lines until the server has closed."""
     data = b""
-    while part := connection.recv(65536):
-        data += part
+    try:
+        while part := connection.recv(65536):
+            data += part
+    except ConnectionResetError:
+        pass  # it has closed without reading all that we had sent
     assert not data or data.endswith(b"\n")
     return [json.loads(line) for line in data.splitlines()]
 
@@ -120,12 +109,3 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
         return True
-
-
-def end(pid: int) -> None:
-    """Kill a process that is not our child, and wait until it has gone."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    await_true(f"{pid} is gone", lambda: gone(pid))

@@ -38,6 +38,9 @@ PATIENCE = 10.0
 SELDOM = 0.1
 """Seconds between two lines of progress."""
 
+UNWIND = 2
+"""Seconds in which a request that is given up must have come to its end; then it is killed. (A pipe may be full for ever.)"""
+
 NAMESPACES = {"pid": "process ids", "mnt": "files", "user": "users"}
 """What a client must see as the server does, for its numbers and paths to mean the same."""
 
@@ -277,9 +280,9 @@ def attend(connection: socket.socket) -> NoReturn:
         try:
             # Back from the server's own way to hear of signals; those that came since the fork come now.
             _signal.set_wakeup_fd(-1)
-            for number in (_signal.SIGTERM, _signal.SIGHUP):
+            for number in (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGALRM):
                 _signal.signal(number, _signal.SIG_DFL)
-            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+            _signal.signal(_signal.SIGINT, _give_up)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
             peer_uid(connection)
             line, numbers = receive(connection)
@@ -290,7 +293,7 @@ def attend(connection: socket.socket) -> NoReturn:
         except TorporError as error:
             answer = refusal(error)
         except (_GivenUp, KeyboardInterrupt):
-            answer = refusal(TorporError(Obstacle("request", "it was given up: the server ends, or the client has gone")))
+            answer = refusal(given_up())
         except Exception as error:
             reason = f"{type(error).__name__}: {error} ({_place(error)})"
             answer = refusal(TorporError(Obstacle("request", reason, "this is a bug")))
@@ -300,6 +303,17 @@ def attend(connection: socket.socket) -> NoReturn:
     except BaseException:
         os._exit(1)  # the server says that
     os._exit(0)
+
+
+def _give_up(number: int, frame: object) -> None:
+    """As Ctrl-C does; and if that does not help, as `kill` does, which harms no program either."""
+    _signal.alarm(UNWIND)
+    _signal.default_int_handler(number, frame)
+
+
+def given_up() -> TorporError:
+    """What is said to a client that still listens."""
+    return TorporError(Obstacle("request", "it was given up, for the server ends", "start another one"))
 
 
 class _Teller:

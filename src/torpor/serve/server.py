@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 MOST = 64
 """Requests that are carried out at once; further clients wait."""
 
+BACKLOG = 1024
+"""Clients that can have connected and wait for their turn."""
+
 GRACE = 10.0
 """Seconds that a server which ends waits for the requests that it has given up."""
 
@@ -98,7 +101,7 @@ class _Listener:
                 raise
             self._remove_stale(path)
             self._bind()
-        self.socket.listen(MOST)
+        self.socket.listen(BACKLOG)
         found = os.lstat(self._path)
         self._identity = found.st_dev, found.st_ino
 
@@ -302,8 +305,10 @@ class _Server:
     def _bury_last(self, pidfd: int) -> None:
         pid, client = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
-        os.waitpid(pid, 0)
-        client.close()
+        if os.waitpid(pid, 0)[1]:
+            _answer(client, request.given_up())
+        else:
+            client.close()
 
 
 def _answer(client: socket.socket, error: TorporError) -> None:
