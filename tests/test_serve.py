@@ -66,6 +66,20 @@ def test_a_checkpoint_is_the_users_and_lies_where_he_stands(server: Server, plac
     assert with_it.stdout == without.stdout and "run.torpor: complete; 1 process, 1 thread" in without.stdout
 
 
+def test_an_image_that_needs_an_earlier_one(server: Server, place: Path, large: int) -> None:
+    """--parent by a relative name, too; what it refuses, it refuses in the same words."""
+    command = ("checkpoint", str(large), "-o")
+    assert torpor(*command, "first", "--server", str(server.path), cwd=place).returncode == 0
+    assert torpor(*command, "second", "--parent", "first", "--server", str(server.path), cwd=place).returncode == 0
+    assert (place / "second").stat().st_size < (place / "first").stat().st_size / 4
+    assert torpor("verify", "second", "--server", str(server.path), cwd=place).returncode == 0
+    for more in (("--parent", "none"), ("--compress", "most")):
+        alone = torpor(*command, "third", *more, cwd=place)
+        served = torpor(*command, "third", *more, "--server", str(server.path), cwd=place)
+        assert (alone.returncode, alone.stderr) == (served.returncode, served.stderr)
+        assert served.returncode
+
+
 def test_standard_streams_are_the_commands_own(server: Server, place: Path) -> None:
     image = place / "image"
     with altered.running(BUSY, wait=False) as pid, image.open("wb") as out:

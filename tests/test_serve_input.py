@@ -67,6 +67,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a stream that has not come": (b'{"torpor": 1, "verb": "verify", "source": "-"}\n', 'no descriptor "stdin"'),
     "an output that has not come": (b'{"torpor": 1, "verb": "checkpoint", "pid": 1, "output": "-"}\n', 'no descriptor "stdout"'),
     "kill in words": (b'{"torpor": 1, "verb": "checkpoint", "pid": 1, "output": "/x", "kill": "no"}\n', '"kill" must be true'),
+    "compression that is a number": (b'{"torpor": 1, "verb": "checkpoint", "pid": 1, "output": "/x", "compress": 3}\n', "a string"),
+    "a relative parent": (b'{"torpor": 1, "verb": "checkpoint", "pid": 1, "output": "/x", "parent": "-"}\n', "is relative"),
     "a choice": (b'{"torpor": 1, "verb": "restart", "source": "/x", "pids": "mine"}\n', '"pids" must be one of'),
     "a choice that is an object": (b'{"torpor": 1, "verb": "restart", "source": "/x", "cpu": {}}\n', '"cpu" must be one of'),
     "a path for paths": (b'{"torpor": 1, "verb": "restart", "source": "/x", "allow_changed": "/y"}\n', "must be a list"),

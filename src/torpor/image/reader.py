@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Chunk = tuple[DataRecord, int]
 
 PIECE = 1 << 20  # bytes of data that a hashing thread holds
+TWO_THREADS = 8 << 20  # bytes of data from which a second thread pays
 
 
 class Image:
@@ -188,8 +189,8 @@ class Image:
                 if progress and me == 0:
                     progress(sum(done), total)
 
-        if len(needed) > 1:
-            import threading  # only now: half a millisecond
+        if len(needed) > 1 and total >= TWO_THREADS:
+            import threading  # only now: with what it brings it takes as long as to hash some MiB
 
             second = threading.Thread(target=work, args=(1,))
             second.start()

@@ -144,6 +144,11 @@ def _switch(name: str, value: object) -> None:
         raise _wrong(f'"{name}" must be true or false')
 
 
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise _wrong(f'"{name}" must be a string')
+
+
 def _path(name: str, value: object) -> None:
     try:
         if isinstance(value, str) and value and b"\0" not in os.fsencode(value):
@@ -193,6 +198,7 @@ def stand(request: Mapping[str, Any], numbers: Sequence[int]) -> None:
         if request.get(key) == "-" and stream not in given:
             raise _wrong(f'"{key}" is "-", but no descriptor "{stream}" has come with it')
     used = [path for key in ("output", "source") if (path := request.get(key, "-")) != "-"]
+    used += [request["parent"]] if "parent" in request else []
     relative = [path for path in (*used, *request.get("allow_changed", [])) if not path.startswith("/")]
     if relative and "directory" not in given:
         raise _wrong(f'{json.dumps(relative[0])[:80]} is relative, but no descriptor "directory" has come with it')
@@ -213,8 +219,8 @@ def stand(request: Mapping[str, Any], numbers: Sequence[int]) -> None:
 
 
 def _checkpoint(request: Mapping[str, Any], progress: Progress | None) -> Result:
-    why = checkpoint(request["pid"], request["output"], kill=request.get("kill", False), progress=progress)
-    return {"stood_still": why}
+    options = {name: request[name] for name in ("kill", "parent", "compress") if name in request}
+    return {"stood_still": checkpoint(request["pid"], request["output"], progress=progress, **options)}
 
 
 def _check(request: Mapping[str, Any], progress: Progress | None) -> Result:
@@ -253,7 +259,10 @@ def _verify(request: Mapping[str, Any], progress: Progress | None) -> Result:
 Check = dict[str, "Callable[[str, object], None]"]
 COMMON: Check = {"torpor": _version, "verb": _version, "descriptors": _brought, "progress": _switch}
 VERBS: dict[str, tuple[Callable[[Mapping[str, Any], Progress | None], Result], Check]] = {
-    "checkpoint": (_checkpoint, {"pid": _number, "output": _path, "kill": _switch}),
+    "checkpoint": (
+        _checkpoint,
+        {"pid": _number, "output": _path, "kill": _switch, "parent": _path, "compress": _text},
+    ),
     "check": (_check, {"pid": _number}),
     "restart": (
         _restart,
