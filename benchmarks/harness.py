@@ -71,10 +71,6 @@ class Python:
         """`torpor WORDS`, by the command that is installed."""
         return [self.path, str(HERE.parent / "bin" / "torpor"), *words]
 
-    def isolated(self, *words: str) -> list[str]:
-        """The same without site-packages and environment: what a console script could do that knows where torpor lies."""
-        return [*self.code(f"import sys; sys.path.insert(0, {str(SRC)!r}); from torpor.cli import command; command()"), *words]
-
     def code(self, text: str, *, isolated: bool = True) -> list[str]:
         """`python3 -c TEXT`."""
         return [self.path, *(["-I", "-S"] if isolated else []), "-c", text]
@@ -103,6 +99,23 @@ class Command:
             code = os.waitstatus_to_exitcode(status)
             words = " ".join(word for word in argv if "\n" not in word and "import" not in word)
             raise Failed(f"{words}: exit code {code}: {said[1].read_text().strip()}")
+
+
+class Server:
+    """`torpor serve`."""
+
+    def __init__(self, python: Python, path: Path) -> None:
+        command = python.torpor("serve", str(path))
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), stdin=subprocess.DEVNULL)
+        self.pid, self.options = self._process.pid, ("--server", str(path))
+        assert self._process.stdout
+        if b"listening" not in self._process.stdout.readline():
+            raise Failed("torpor serve does not listen")
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait()
 
 
 class Warm:
@@ -139,8 +152,9 @@ class Victim:
 
     _FIELDS = ("reset", "longest", "longest_gap", "resumed", "readings", "ready", "address")
 
-    def __init__(self, program: Path, directory: Path, warm: Warm, memory: int, threads: int, processes: int) -> None:
-        self._warm = warm
+    def __init__(self, argv: list[str], directory: Path, warm: Warm, others: int, server: Server) -> None:
+        """`argv`: victim.c's program and its arguments but the file. `others`: its threads and processes beside the first one."""
+        self._warm, self._server = warm, server
         # In memory where that can be had: writing to a file on a disk could wait for the disk, and look like a stop.
         place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else directory
         fd, self._path = tempfile.mkstemp(prefix="torpor-benchmark-", dir=place)
@@ -150,10 +164,10 @@ class Victim:
         self._map = mmap.mmap(fd, mmap.PAGESIZE)
         os.close(fd)
         self._words = memoryview(self._map).cast("Q")
-        argv = [str(program), self._path, str(memory), str(threads), str(processes)]
+        argv = [argv[0], self._path, *argv[1:]]
         null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
         self.pid = os.posix_spawn(argv[0], argv, environment(), file_actions=null, setsid=True)
-        self._expected = threads + processes - 1
+        self._expected = others + 1
 
     def __enter__(self) -> Self:
         return self
@@ -198,10 +212,15 @@ class Victim:
         self.await_running()
         return found
 
+    def _left(self) -> list[int]:
+        """All processes below this one but the warm process, the server, and those with which the server does its work."""
+        below = descendants(os.getpid())
+        return [pid for pid in below if pid not in (self._warm.pid, self._server.pid) and parent_of(pid) != self._server.pid]
+
     def end(self) -> None:
         """Kill it, its processes and the process that watches over a restarted one; all ids are free afterwards."""
         deadline = time.monotonic() + PATIENCE
-        while left := [pid for pid in descendants() if pid != self._warm.pid]:
+        while left := self._left():
             for pid in left:
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -220,19 +239,23 @@ class Victim:
         self._set("longest", 0)
 
 
-def descendants() -> list[int]:
-    """All processes below this one."""
+def parent_of(pid: int) -> int:
+    """The parent of a process; 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def descendants(root: int) -> list[int]:
+    """All processes below one, those that are nearer to it first."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            try:
-                parent = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue  # gone meanwhile
-            children.setdefault(parent, []).append(int(name))
-    found, todo = [], [os.getpid()]
+            children.setdefault(parent_of(int(name)), []).append(int(name))
+    found, todo = [], [root]
     while todo:
-        below = children.get(todo.pop(), [])
+        below = children.get(todo.pop(0), [])
         found += below
         todo += below
     return found

@@ -1,12 +1,15 @@
-/* What moving the same bytes costs without torpor: one thread, a buffer that stays in the cache. Prints times in ns.
+/* What moving the same bytes costs without torpor: nothing is hashed. Prints times in ns.
  *
- *     raw out PID ADDRESS REGION LENGTH FILE   process_vm_readv + write: time until all is written, time until it is on disk
+ *     raw out PID ADDRESS REGION LENGTH FILE   process_vm_readv by one thread, write by another: time until all is
+ *                                            written, time until it is on disk (fsync)
  *     raw in FILE LENGTH                       first touch of fresh memory + read from the page cache
  *
  * LENGTH bytes are moved in all, those of the REGION at ADDRESS over and over.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BUFFER = 256 << 10 };
+enum { BUFFER = 256 << 10, BUFFERS = 4 };
 
 static void die(const char *what)
 {
@@ -31,29 +34,59 @@ static uint64_t now(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* A ring of buffers between the thread that reads and the one that writes. */
+static struct {
+    char data[BUFFERS][BUFFER];
+    size_t length[BUFFERS];
+    sem_t empty, full;
+    int fd;
+    size_t left;
+} ring;
+
+static void *write_all(void *unused)
+{
+    (void)unused;
+    for (int i = 0; ring.left; i = (i + 1) % BUFFERS) {
+        while (sem_wait(&ring.full))
+            ;
+        if (write(ring.fd, ring.data[i], ring.length[i]) != (ssize_t)ring.length[i])
+            die("write");
+        ring.left -= ring.length[i];
+        sem_post(&ring.empty);
+    }
+    return NULL;
+}
+
 static int out(pid_t pid, uint64_t address, size_t region, size_t length, const char *path)
 {
-    static char buffer[BUFFER];
-    memset(buffer, 1, sizeof buffer);
+    memset(ring.data, 1, sizeof ring.data);
     uint64_t start = now();
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
-    if (fd < 0)
+    ring.fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    if (ring.fd < 0)
         die(path);
-    for (size_t at = 0, done = 0; done < length; ) {
+    ring.left = length;
+    pthread_t writer;
+    if (sem_init(&ring.empty, 0, BUFFERS) || sem_init(&ring.full, 0, 0) || pthread_create(&writer, NULL, write_all, NULL))
+        die("pthread_create");
+    int i = 0;
+    for (size_t at = 0, done = 0; done < length; i = (i + 1) % BUFFERS) {
         size_t part = length - done < BUFFER ? length - done : BUFFER;
         if (part > region - at)
             part = region - at;
-        struct iovec here = { buffer, part }, there = { (void *)(uintptr_t)(address + at), part };
+        while (sem_wait(&ring.empty))
+            ;
+        struct iovec here = { ring.data[i], part }, there = { (void *)(uintptr_t)(address + at), part };
         ssize_t got = process_vm_readv(pid, &here, 1, &there, 1, 0);
         if (got <= 0)
             die("process_vm_readv");
-        if (write(fd, buffer, (size_t)got) != got)
-            die("write");
+        ring.length[i] = (size_t)got;
+        sem_post(&ring.full);
         done += (size_t)got;
         at = (at + (size_t)got) % region;
     }
+    pthread_join(writer, NULL);
     uint64_t written = now();
-    if (fsync(fd))
+    if (fsync(ring.fd))
         die("fsync");
     printf("%llu %llu\n", (unsigned long long)(written - start), (unsigned long long)(now() - start));
     return 0;

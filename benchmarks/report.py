@@ -35,45 +35,77 @@ def ratio(above: str, below: str) -> Callable[[Row], str]:
     return lambda row: f"{row[above] / row[below]:.1f}x"
 
 
+def rate(key: str, share: str = "image_bytes") -> Callable[[Row], str]:
+    """A column that shows how many GB (1e9 bytes) a second a time comes to."""
+    return lambda row: f"{row[share] / row[key]:.2f}"
+
+
+def name(row: Row) -> str:
+    """The first column."""
+    return str(row["name"])
+
+
+PAUSE: list[Column] = [
+    ("program", name),
+    ("stood still", time_of("checkpoint_command_stopped")),
+    ("--server", time_of("checkpoint_served_stopped")),
+    ("stop-and-copy", time_of("checkpoint_standing_stopped")),
+    ("(alone)", time_of("undisturbed")),
+    ("stop-and-copy/stood still", ratio("checkpoint_standing_stopped", "checkpoint_command_stopped")),
+]
 CHECKPOINT: list[Column] = [
-    ("program", lambda row: row["name"]),
+    ("program", name),
     ("image", lambda row: size(row["image_bytes"])),
     ("command", time_of("checkpoint_command")),
-    ("-I -S", time_of("checkpoint_isolated")),
+    ("--server", time_of("checkpoint_served")),
     ("mechanism", time_of("checkpoint_mechanism")),
-    ("stood still", time_of("checkpoint_command_stopped")),
-    ("(alone)", time_of("undisturbed")),
+    ("fsync: file", time_of("checkpoint_mechanism_fsync_file")),
+    ("directory", time_of("checkpoint_mechanism_fsync_directory")),
     ("raw", time_of("raw_out")),
     ("raw+fsync", time_of("raw_out_synced")),
     ("command/raw+fsync", ratio("checkpoint_command", "raw_out_synced")),
-    ("mechanism/raw+fsync", ratio("checkpoint_mechanism", "raw_out_synced")),
-    ("stood still/raw", ratio("checkpoint_command_stopped", "raw_out")),
+    ("without fsync/raw", ratio("checkpoint_mechanism_without_fsync", "raw_out")),
+    ("peak RSS", lambda row: size(row["peak_rss"])),
+]
+RATE: list[Column] = [
+    ("program", name),
+    ("command", rate("checkpoint_command")),
+    ("mechanism without fsync", rate("checkpoint_mechanism_without_fsync")),
+    ("raw", rate("raw_out")),
+    ("raw+fsync", rate("raw_out_synced")),
 ]
 RESTART: list[Column] = [
-    ("program", lambda row: row["name"]),
-    ("image", lambda row: size(row["image_bytes"])),
+    ("program", name),
     ("command", time_of("restart_command")),
-    ("-I -S", time_of("restart_isolated")),
+    ("--server", time_of("restart_served")),
     ("mechanism", time_of("restart_mechanism")),
     ("runs again", time_of("restart_command_running")),
+    ("(--server)", time_of("restart_served_running")),
     ("(mechanism)", time_of("restart_mechanism_running")),
     ("raw", time_of("raw_in")),
-    ("command/raw", ratio("restart_command", "raw_in")),
-    ("mechanism/raw", ratio("restart_mechanism", "raw_in")),
+    ("runs again/raw", ratio("restart_command_running", "raw_in")),
 ]
 STARTS: list[Column] = [
-    ("Python starts and loads", lambda row: row["name"]),
+    ("Python starts and loads", name),
     ("as it comes", time_of("plain")),
     ("-I -S", time_of("isolated")),
 ]
 SLOPES: list[Column] = [
-    ("each", lambda row: row["name"]),
-    ("checkpoint", time_of("checkpoint_mechanism")),
+    ("each", name),
     ("stood still", time_of("checkpoint_command_stopped")),
-    ("restart", time_of("restart_mechanism")),
+    ("checkpoint", time_of("checkpoint_command")),
+    ("(--server)", time_of("checkpoint_served")),
+    ("(mechanism)", time_of("checkpoint_mechanism")),
+    ("restart", time_of("restart_command")),
+    ("(mechanism)", time_of("restart_mechanism")),
     ("image", lambda row: size(row["image_bytes"])),
 ]
-SLOPE_KEYS = ("checkpoint_mechanism", "checkpoint_command_stopped", "restart_mechanism", "image_bytes")
+SLOPE_KEYS = (
+    "checkpoint_command_stopped", "checkpoint_command", "checkpoint_served", "checkpoint_mechanism", "restart_command",
+    "restart_mechanism", "image_bytes",
+)  # fmt: skip
+LARGE = 256 << 20
+"""Bytes of memory from which a rate says something."""
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
@@ -90,19 +122,20 @@ def table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
 def slopes(cases: Sequence[Row]) -> list[Row]:
     """What each further thread, process or GiB costs: from the smallest to the largest program of a kind."""
     found = []
-    for name, key, unit in (("thread", "threads", 1), ("process", "processes", 1), ("GiB", "memory", 1 << 30)):
+    cases = [row for row in cases if "restart_command" in row]
+    for each, key, unit in (("thread", "threads", 1), ("process", "processes", 1), ("GiB", "memory", 1 << 30)):
         # Those that differ in nothing else.
         others = [other for other in ("threads", "processes", "memory") if other != key]
         if key == "memory":
-            kind = [row for row in cases if all(row[other] == 1 for other in others)]
+            kind = [row for row in cases if all(row[other] == 1 for other in others) and not row["huge"]]
         else:
-            kind = [row for row in cases if row["name"].partition(" ")[2].startswith(name)]
+            kind = [row for row in cases if row["name"].partition(" ")[2].startswith(each)]
         kind.sort(key=lambda row: int(row[key]))
         # From a few MiB more one learns nothing.
         if kind and (kind[-1][key] - kind[0][key]) / unit > 1 / 32:
             low, high = kind[0], kind[-1]
             distance = (high[key] - low[key]) / unit
-            found.append({"name": name, **{k: (high[k] - low[k]) / distance for k in SLOPE_KEYS}})
+            found.append({"name": each, **{k: (high[k] - low[k]) / distance for k in SLOPE_KEYS}})
     return found
 
 
@@ -119,19 +152,41 @@ def text(found: dict[str, Any]) -> str:
         "",
         *table(STARTS, found["starts"]),
         "",
-        "Checkpoint: the program goes on, the image is on disk (fsync). raw: process_vm_readv + write of as many bytes.",
+        "Stood still: the longest time between two of the program's own looks at the clock, during `torpor checkpoint` and with",
+        "--server; stop-and-copy: the same when torpor has no copy made, as with --kill; (alone): while nothing is done to it.",
+        *table(PAUSE, cases),
+        "",
+        "Checkpoint: until the command ends; the image is on disk then. mechanism: the function alone, in a process that",
+        "has torpor loaded, and how much of that it waits in fsync, of the image and of its directory. raw: process_vm_readv and",
+        "write of as many bytes on two threads, and with fsync. peak RSS: of the command.",
         *table(CHECKPOINT, cases),
         "",
-        "Restart (--detach). runs again: from the start of the command to the program's next look at the clock.",
-        "raw: first touch of fresh memory + read of as many bytes from the page cache.",
-        *table(RESTART, cases),
     ]
+    if large := [row for row in cases if row["memory"] >= LARGE]:
+        lines += ["The same as a rate, in GB (1e9 bytes of incompressible image) a second.", *table(RATE, large), ""]
+    if restarts := [row for row in cases if "restart_command" in row]:
+        lines += [
+            "Restart (--detach). runs again: from the start of the command to the program's next look at the clock.",
+            "raw: first touch of fresh memory + read of as many bytes from the page cache.",
+            *table(RESTART, restarts),
+        ]
     if costs := slopes(cases):
-        lines += ["", "Each further one costs (mechanism):", *table(SLOPES, costs)]
-    lines += [
-        "",
-        "command: `torpor`, a process each. -I -S: the same without site-packages. mechanism: the function",
-        "alone, called in a process that has torpor loaded. stood still: the longest time between two of the program's",
-        "own looks at the clock; (alone): the same while nothing is done to it.",
-    ]
+        lines += ["", "Each further one costs, from the smallest to the largest program of its kind:", *table(SLOPES, costs)]
     return "\n".join(lines)
+
+
+def regressions(before: Row, found: Sequence[tuple[str, float, float]]) -> str:
+    """What has become slower since the run `before`."""
+    machine = before["machine"]
+    where = f"commit {before['commit'][:12] or '?'}, Linux {machine['kernel']}, load {machine['load']:.1f}"
+    since = f"the run of {before['date']} ({where})"
+    if not found:
+        return f"Nothing is slower, beyond noise, than in {since}."
+    rows = [{"name": one, "before": old, "now": new} for one, old, new in sorted(found, key=lambda row: row[1] / row[2])]
+
+    def shown(key: str) -> Callable[[Row], str]:
+        return lambda row: size(row[key]) if row["name"].endswith(("_rss", "_bytes")) else ms(row[key])
+
+    columns: list[Column] = [("slower (ms)", name), ("before", shown("before")), ("now", shown("now"))]
+    columns.append(("", ratio("now", "before")))
+    return "\n".join([f"Slower than in {since}:", *table(columns, rows)])

@@ -1,9 +1,10 @@
 /* The program that the benchmarks checkpoint and restart: it measures for itself how long it stood still.
  *
- *     victim FILE MEMORY THREADS PROCESSES
+ *     victim FILE MEMORY THREADS PROCESSES [huge]
  *
  * The first thread reads the clocks in a tight loop and notes the longest time between two readings in FILE, which it shares with
- * the harness. MEMORY bytes are filled with random data; all other threads and processes wait in pause(2), as idle ones do.
+ * the harness. MEMORY bytes are filled with random data, in huge pages if it
+ * is told so (madvise(2)); all other threads and processes wait in pause(2), as idle ones do.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -74,7 +75,7 @@ static _Noreturn void watch(void)
 
 int main(int argc, char **argv)
 {
-    if (argc != 5)
+    if (argc != 5 && argc != 6)
         return 2;
     size_t length = strtoull(argv[2], NULL, 10);
     long threads = atol(argv[3]), processes = atol(argv[4]);
@@ -87,9 +88,13 @@ int main(int argc, char **argv)
         die("mmap");
     close(fd);
 
-    uint64_t *data = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED)
+    size_t huge = 2 << 20;
+    char *room = mmap(NULL, length + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED)
         die("mmap");
+    uint64_t *data = (uint64_t *)(((uintptr_t)room + huge - 1) & ~(uintptr_t)(huge - 1));
+    if (madvise(data, length, argc == 6 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) && argc == 6)
+        die("madvise");
     uint64_t x = 88172645463325252u; /* xorshift64: nothing that compresses it will find anything */
     for (size_t i = 0; i < length / sizeof *data; i++) {
         x ^= x << 13;

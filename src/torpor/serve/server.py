@@ -139,15 +139,15 @@ class _Listener:
 
 
 class _Spare:
-    """A child that waits for a client."""
+    """A child that waits for a client. `early`: there is none yet, and time to prepare."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, early: bool) -> None:
         self._channel, theirs = socket.socketpair()
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ENDS)  # `attend` lets them in again
         try:
             self.pid = os.fork()
             if self.pid == 0:
-                _become_child(theirs)
+                _become_child(theirs, early)
         except OSError:
             self._channel.close()
             raise
@@ -169,7 +169,7 @@ class _Spare:
         os.close(self.pidfd)
 
 
-def _become_child(channel: socket.socket) -> None:
+def _become_child(channel: socket.socket, early: bool) -> None:
     """Keep nothing of the server's but what is loaded, wait for a client, and attend to it. Does not return."""
     try:
         os.setsid()  # a restarted program must not end with the server's terminal
@@ -180,7 +180,8 @@ def _become_child(channel: socket.socket) -> None:
         os.closerange(3, mine)
         os.closerange(mine + 1, 1 << 20)
         os.chdir("/")
-        take_own_pages()
+        if early:
+            take_own_pages()
         with socket.socket(fileno=mine) as channel:
             _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
         if descriptors:
@@ -241,7 +242,6 @@ class _Server:
         self._poll.register(client, 0)  # tells of nothing but that it has gone
         if len(self._children) == MOST:
             self._poll.unregister(self._listener)
-        self._make_spare()
 
     def _give(self, client: socket.socket) -> _Spare:
         """Give a client to the spare child, or to a new one where there is none, or it has been killed."""
@@ -252,13 +252,13 @@ class _Server:
                 return spare
             except OSError:
                 spare.end()
-        spare = _Spare()
+        spare = _Spare(early=False)
         spare.give(client)
         return spare
 
     def _make_spare(self) -> None:
         try:
-            self._spare = _Spare()
+            self._spare = _Spare(early=True)
         except OSError:
             self._spare = None  # the next client will be told, if it lasts
 
@@ -284,6 +284,8 @@ class _Server:
             client.close()
         if len(self._children) == MOST - 1:
             self._poll.register(self._listener, select.POLLIN)
+        if not self._spare:  # only now: a request that is under way may need the CPUs
+            self._make_spare()
 
     def end(self) -> None:
         """Give up what is being carried out, and wait for that for GRACE seconds."""

@@ -1,0 +1,248 @@
+"""The measurements: for each program, torpor's ways to save and to restart it in turn, and the limit of the machine beside them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.harness import HERE, Command, Failed, Python, Server, Victim, Warm
+
+MIB = 1 << 20
+SMALL = 64 << 10
+"""Bytes of random data of a program whose threads or processes are what counts."""
+FEW = 3
+"""How often is measured what hardly varies."""
+
+
+class Case:
+    """A program to measure: `memory` bytes of random data, so many threads and processes (the first one counts).
+
+    `huge`: in huge pages, as far as the kernel has them. `restarts`: whether these are measured, too.
+    """
+
+    def __init__(
+        self, name: str, memory: int, threads: int = 1, processes: int = 1, *, huge: bool = False, restarts: bool = True
+    ) -> None:
+        self.name, self.memory, self.threads, self.processes = name, memory, threads, processes
+        self.huge, self.restarts = huge, restarts
+
+
+CASES = [
+    Case("1 MiB", MIB),
+    Case("64 MiB", 64 * MIB),
+    Case("1 GiB", 1024 * MIB),
+    Case("4 GiB", 4096 * MIB),
+    Case("1 GiB, huge pages", 1024 * MIB, huge=True, restarts=False),
+    Case("4 GiB, huge pages", 4096 * MIB, huge=True, restarts=False),
+    Case("1 GiB, 20 threads", 1024 * MIB, threads=20, restarts=False),
+    Case("4 GiB, 20 threads", 4096 * MIB, threads=20, restarts=False),
+    Case("1 thread", SMALL),
+    Case("10 threads", SMALL, threads=10),
+    Case("100 threads", SMALL, threads=100),
+    Case("1 process", SMALL),
+    Case("10 processes", SMALL, processes=10),
+    Case("100 processes", SMALL, processes=100),
+]
+
+STARTS = {
+    "nothing": "pass",
+    "torpor's command line": "import torpor.cli",
+    "what a command with --server loads": "import torpor.cli.checkpoint, torpor.serve.client",
+    "all of a checkpoint": "import torpor.cli.checkpoint, torpor.checkpoint",
+    "all of a restart": "import torpor.cli.restart, torpor.restart, torpor.rebuild",
+}
+"""What is loaded -> the code that loads it."""
+
+PEAK = "import sys; from torpor.cli import main; code = main(sys.argv[1:]); print(open('/proc/self/status').read()); sys.exit(code)"
+"""A command that says what it needed: the largest RSS that wait4(2) tells is at least that of the process which started it."""
+
+
+class Samples:
+    """Figures by name, each measured several times."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, list[int]] = {}
+
+    def add(self, name: str, value: int) -> None:
+        """One more."""
+        self._all.setdefault(name, []).append(value)
+
+    def medians(self) -> dict[str, Any]:
+        """The median of each, and all that was measured, in order, as "samples"."""
+        return {name: median(values) for name, values in self._all.items()} | {"samples": self._all}
+
+
+class Bench:
+    """One run of the benchmarks: the programs are built, the warm process and a server run. A context manager."""
+
+    def __init__(self, python: Python, directory: Path) -> None:
+        self.python, self.directory = python, directory
+        self.victim, self.raw = (build(name, directory) for name in ("victim", "raw"))
+        self.warm = Warm(python)
+        self.server = Server(python, directory / "server")
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.close()
+        self.warm.close()
+
+    def starts(self, runs: int) -> list[dict[str, Any]]:
+        """What starting Python and loading torpor costs."""
+        rows = []
+        for name, code in STARTS.items():
+            samples = Samples()
+            for run in range(runs + 1):
+                for style, argv in (
+                    ("plain", self.python.code(code, isolated=False)),
+                    ("isolated", self.python.code(f"import sys; sys.path.insert(0, {self.python.source!r}); {code}")),
+                ):
+                    took = self.run(argv).took
+                    if run:
+                        samples.add(style, took)
+            rows.append({"name": name, **samples.medians()})
+        return rows
+
+    def run(self, argv: list[str]) -> Command:
+        """A command, to its end."""
+        return Command(argv, self.directory)
+
+    def measure(self, case: Case, runs: int) -> dict[str, Any]:
+        """All figures of one program, ns and bytes."""
+        image = self.directory / "image"
+        samples = Samples()
+        argv = [str(self.victim), str(case.memory), str(case.threads), str(case.processes), *["huge"] * case.huge]
+        others = case.threads - 1 + case.processes - 1
+        with Victim(argv, self.directory, self.warm, others, self.server) as victim:
+            victim.await_ready()
+            for run in range(runs + 1):
+                # The first round fills caches (of bytecode, too) and is not counted.
+                self._checkpoint(victim, case, image, samples if run else Samples(), run)
+            for _ in range(min(runs, FEW)):
+                samples.add("peak_rss", self._peak(victim, image))
+            victim.end()
+            for run in range(runs + 1 if case.restarts else 0):
+                self._restart(victim, image, samples if run else Samples(), run)
+            size = image.stat().st_size
+            image.unlink()
+        return {
+            "name": case.name, "memory": case.memory, "threads": case.threads, "processes": case.processes, "huge": case.huge,
+            "runs": runs, "image_bytes": size, **samples.medians(),
+        }  # fmt: skip
+
+    def _checkpoint(self, victim: Victim, case: Case, image: Path, samples: Samples, turn: int) -> None:
+        """One round: each way to save the program, and the raw cost of as many bytes.
+
+        Each round begins with another of them: what one leaves for the disk to do slows the next one down. A further way (with
+        --parent, compressed) is a further row in `steps`, and a column in report.py.
+        """
+        samples.add("undisturbed", victim.undisturbed())
+        words = ("checkpoint", str(victim.pid), "-o", str(image))
+
+        def command(style: str, argv: list[str]) -> None:
+            found = self.run(argv)
+            samples.add(f"checkpoint_{style}", found.took)
+            samples.add(f"checkpoint_{style}_cpu", found.cpu)
+
+        def function(style: str, verb: str) -> None:
+            took, file, directory = self.warm.ask(verb, str(victim.pid), str(image))
+            samples.add(f"checkpoint_{style}", took)
+            samples.add(f"checkpoint_{style}_fsync_file", file)
+            samples.add(f"checkpoint_{style}_fsync_directory", directory)
+            samples.add(f"checkpoint_{style}_without_fsync", took - file - directory)
+
+        def raw() -> None:
+            copy = self.directory / "raw-copy"
+            where = (str(victim.address), str(case.memory), str(image.stat().st_size))
+            said = self.run([str(self.raw), "out", str(victim.pid), *where, str(copy)]).out
+            copy.unlink()
+            for name, word in zip(("raw_out", "raw_out_synced"), said.split(), strict=True):
+                samples.add(name, int(word))
+
+        steps: list[tuple[str, Callable[[], None]]] = [
+            ("command", partial(command, "command", self.python.torpor(*words))),
+            ("served", partial(command, "served", self.python.torpor(*words, *self.server.options))),
+            ("mechanism", partial(function, "mechanism", "checkpoint")),
+            ("standing", partial(function, "standing", "standing")),
+            ("raw", raw),
+        ]
+        turn %= len(steps)
+        turned = [*steps[turn:], *steps[:turn]]
+        if turned[0][0] == "raw":  # it is to move as many bytes as there are in an image
+            turned.append(turned.pop(0))
+        for name, step in turned:
+            if name == "raw":
+                step()
+                continue
+            image.unlink(missing_ok=True)
+            victim.begin()
+            step()
+            victim.await_running()
+            samples.add(f"checkpoint_{name}_stopped", victim.longest)
+
+    def _peak(self, victim: Victim, image: Path) -> int:
+        """The most memory (bytes of RSS) that a command for a checkpoint has had, as the kernel counts it (VmHWM, proc(5))."""
+        image.unlink(missing_ok=True)
+        argv = [*self.python.code(PEAK, isolated=False), "checkpoint", str(victim.pid), "-o", str(image)]
+        status = dict(line.split(":", 1) for line in self.run(argv).out.splitlines() if ":" in line)
+        return int(status["VmHWM"].split()[0]) << 10
+
+    def _restart(self, victim: Victim, image: Path, samples: Samples, turn: int) -> None:
+        """One round of restarts of a program that does not run. A further way (lazy) is a further row in `steps`."""
+        words = ("restart", str(image), "--detach", *victim.options)
+
+        def command(style: str, argv: list[str]) -> None:
+            found = self.run(argv)
+            samples.add(f"restart_{style}", found.took)
+            samples.add(f"restart_{style}_cpu", found.cpu)
+            samples.add(f"restart_{style}_running", victim.await_restart(found.began))
+
+        def mechanism() -> None:
+            took, began, _ = self.warm.ask("restart", str(image), *victim.options[1:])
+            samples.add("restart_mechanism", took)
+            samples.add("restart_mechanism_running", victim.await_restart(began))
+
+        def raw() -> None:
+            samples.add("raw_in", int(self.run([str(self.raw), "in", str(image), str(image.stat().st_size)]).out))
+
+        steps: list[Callable[[], None]] = [
+            partial(command, "command", self.python.torpor(*words)),
+            partial(command, "served", self.python.torpor(*words, *self.server.options)),
+            mechanism,
+            raw,
+        ]
+        turn %= len(steps)
+        for step in (*steps[turn:], *steps[:turn]):
+            step()
+            victim.end()
+
+
+def build(name: str, directory: Path) -> Path:
+    """Compile a C program of the benchmarks. Raises Failed."""
+    program = directory / name
+    command = [os.environ.get("CC", "gcc"), "-O2", "-pthread", "-o", str(program), str(HERE / f"{name}.c")]
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Failed(f"{name}.c cannot be built: {error}") from error
+    return program
+
+
+def obstacle(case: Case, directory: Path) -> str:
+    """Why a case cannot be measured on this machine, or ""."""
+    needed = 2 * case.memory + 64 * MIB  # the image beside a raw copy; the program beside its copy or a raw restart
+    if shutil.disk_usage(directory).free < needed:
+        return f"needs {needed // MIB} MiB on the disk"
+    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < needed:
+        return f"needs {needed // MIB} MiB of free memory"
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if case.huge and (not setting.exists() or "[never]" in setting.read_text()):
+        return "this kernel gives no huge pages (transparent_hugepage/enabled)"
+    return ""
