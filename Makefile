@@ -3,7 +3,7 @@
 # make test-full  the same with more of everything that is random
 # make test-machines  the part of the tests that runs on other kernels and processors, under QEMU (one alone: ARGS='-k i386')
 # make lint       ruff and mypy alone
-# make bench      what checkpoints and restarts cost, beside moving the same bytes without torpor
+# make bench      what checkpoints and restarts cost, beside moving the same bytes without torpor (ARGS='--history FILE --svg FILE')
 #
 # What is missing is installed from Debian (as root; otherwise you are told what to install), the Python tools go into
 # .venv. A second run installs nothing. PYTHON=... chooses the interpreter, ARGS=... goes to pytest or the benchmarks.

@@ -205,3 +205,7 @@ def test_a_plain_checkpoint_and_restart_import_nothing_slow(tmp_path: Path) -> N
     for command, modules in commands.items():
         assert "torpor.cli" in modules, command
         assert slow(modules) == [], command
+        # What large programs need, what sockets need, and what only a server and its client do.
+        others = {"threading", "queue", "functools", "collections", "enum", "signal", "socket", "_socket", "select"}
+        assert modules & others == set(), command
+        assert not [name for name in modules if name.startswith(("torpor.serve", "torpor.verify"))], command
