@@ -219,6 +219,16 @@ def test_a_client_that_goes_leaves_no_file(server: Server, place: Path) -> None:
             assert (place / "before").read_text() == "before"
 
 
+def test_a_client_that_goes_gives_a_restart_up(server: Server, tmp_path: Path) -> None:
+    """While nothing has been made: here it waits for the image."""
+    os.mkfifo(tmp_path / "fifo")
+    worker = server.spare()
+    with connect(server.path) as connection:
+        connection.sendall(f'{{"torpor": 1, "verb": "restart", "source": "{tmp_path}/fifo"}}\n'.encode())
+        await_true("it waits for the image", lambda: "wait_for_partner" in wchans(worker))
+    await_true("it is given up", partial(gone, worker))
+
+
 def test_a_killed_request_concerns_no_other(server: Server, large: int, place: Path) -> None:
     first, out, worker = blocked(server, large, "--kill")
     with altered.running(BUSY, wait=False) as other:  # meanwhile

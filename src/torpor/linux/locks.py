@@ -100,5 +100,5 @@ def held(pid: int, fd: int) -> list[FileLock]:
 def system() -> list[FileLock]:
     """/proc/locks: every lock whose owner the reader's pid namespace knows, each followed by those who wait for it."""
     fd = os.open("/proc/locks", os.O_RDONLY | os.O_CLOEXEC)
-    with open(fd, encoding="ascii", errors="replace") as file:
+    with open(fd, encoding="utf-8", errors="replace") as file:
         return [parse(line) for line in file if "*NOINODE*" not in line]

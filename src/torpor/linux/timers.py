@@ -61,5 +61,5 @@ def posix_timers(pid: int) -> list[PosixTimer]:
     FileNotFoundError: the process is gone, or the kernel cannot tell (no CONFIG_CHECKPOINT_RESTORE).
     """
     fd = os.open(f"/proc/{pid}/timers", os.O_RDONLY | os.O_CLOEXEC)
-    with open(fd, encoding="ascii") as file:
+    with open(fd, encoding="utf-8") as file:
         return parse(file.read())

@@ -43,7 +43,7 @@ def ask(server: str, request: Mapping[str, Value], progress: Progress | None = N
     try:
         brought = {"directory": here} | {name: number for name, number in STREAMS.items() if _is_open(number)}
         message: dict[str, Value] = {"torpor": PROTOCOL, **request, "descriptors": list(brought), "progress": progress is not None}
-        _send(connection, plain.dumps(message).encode("ascii") + b"\n", list(brought.values()))
+        _send(connection, plain.dumps(message).encode() + b"\n", list(brought.values()))
         return _result(server, connection, progress)
     finally:
         os.close(here)
@@ -100,7 +100,7 @@ def _result(server: str, connection: _socket.socket, progress: Progress | None) 
             continue
         pending = rest
         try:
-            said = plain.loads(line.decode("ascii"))
+            said = plain.loads(line.decode())
         except ValueError as error:
             raise TorporError(Obstacle(server, f"what listens there is no server of torpor's ({error})")) from None
         if not isinstance(said, dict):

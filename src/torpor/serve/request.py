@@ -231,18 +231,13 @@ def _check(request: Mapping[str, Any], progress: Progress | None) -> Result:
 
 def _restart(request: Mapping[str, Any], progress: Progress | None) -> Result:
     """What has begun to come to life is not given up any more; before that, progress is reported."""
-    gone = []
-
-    def note(number: int, frame: object) -> None:
-        gone.append(number)
 
     def tell(done: int, total: int) -> None:
-        if gone:
-            raise _GivenUp
+        if done == total:  # all is checked, and the next step is to make it
+            _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
         if progress:
             progress(done, total)
 
-    _signal.signal(_signal.SIGINT, note)
     options = {name: request[name] for name in ("pids", "cpu", "allow_changed") if name in request}
     program = restart(request["source"], progress=tell, **options)
     program.leave()
@@ -353,7 +348,7 @@ def refusal(error: TorporError) -> dict[str, Any]:
 
 def send(connection: socket.socket, answer: Mapping[str, Any]) -> None:
     """The last line, as far as the connection's time limit allows. Raises OSError when nobody takes it."""
-    connection.sendall(json.dumps({"torpor": PROTOCOL, **answer}).encode("ascii") + b"\n")
+    connection.sendall(json.dumps({"torpor": PROTOCOL, **answer}).encode() + b"\n")
     connection.shutdown(socket.SHUT_WR)
 
 
