@@ -287,6 +287,7 @@ def test_a_killed_spare_is_replaced(server: Server) -> None:
 
 def test_many_at_once_and_nothing_is_left_of_them(server: Server) -> None:
     with altered.running(BUSY, wait=False) as pid:
+        server.spare()
         before = len(os.listdir(f"/proc/{server.process.pid}/fd"))
         line = f'{{"torpor": 1, "verb": "check", "pid": {pid}}}\n'.encode()
         connections = [connect(server.path) for _ in range(100)]  # more than are carried out at a time
@@ -296,7 +297,7 @@ def test_many_at_once_and_nothing_is_left_of_them(server: Server) -> None:
             with connection:
                 assert b'"exit_code": 0' in connection.recv(1000)
         server.spare()
-        assert len(os.listdir(f"/proc/{server.process.pid}/fd")) == before
+        await_true("all is closed", lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) == before)
 
 
 # --- the socket

@@ -98,6 +98,16 @@ def test_a_line_that_does_not_end(server: Server) -> None:
     assert answer["exit_code"] == 2 and "does not end" in answer["obstacles"][0]["reason"]
 
 
+def test_who_is_refused_while_he_is_still_sending_gets_the_answer(server: Server) -> None:
+    """And not EPIPE or ECONNRESET."""
+    with connect(server.path) as connection:
+        connection.sendall(b"x" * (1 << 16))
+        assert b"more than 65536" in connection.recv(1 << 16, socket.MSG_PEEK)
+        connection.sendall(b"x" * (1 << 16))
+        (answer,) = answers(connection)
+    assert answer["exit_code"] == 2
+
+
 def test_a_client_that_says_nothing_and_one_that_does_not_listen(server: Server) -> None:
     connect(server.path).close()
     with connect(server.path) as connection:

@@ -38,6 +38,9 @@ PATIENCE = 10.0
 SELDOM = 0.1
 """Seconds between two lines of progress."""
 
+LINGER = 1.0
+"""Seconds in which a client that is refused must have sent what it has to send."""
+
 UNWIND = 2
 """Seconds in which a request that is given up must have come to its end; then it is killed. (A pipe may be full for ever.)"""
 
@@ -52,8 +55,8 @@ class _GivenUp(Exception):
 # --- who
 
 
-def peer_uid(connection: socket.socket) -> int:
-    """Let no one but the server's own user in; raises NoPermission. Returns his id.
+def admit(connection: socket.socket) -> None:
+    """Let no one but the server's own user in; raises NoPermission (SO_PEERCRED, unix(7)).
 
     A process of the same user that lives in a container is not let in either: 42 is another process there.
     """
@@ -72,7 +75,6 @@ def peer_uid(connection: socket.socket) -> int:
     if strange:
         reason = f"it has another view of {', '.join(strange)} than the server (a container)"
         raise NoPermission(Obstacle("client", reason, "start a server inside of it", pid=pid))
-    return int(uid)
 
 
 # --- what
@@ -280,6 +282,7 @@ REQUIRED = {"checkpoint": ("pid", "output"), "check": (), "restart": ("source",)
 def attend(connection: socket.socket) -> NoReturn:
     """Read a request, carry it out, answer, end. An interrupt (SIGINT) gives the request up."""
     answer: dict[str, Any] | None = None
+    heard = False
     try:
         try:
             # Back from the server's own way to hear of signals; those that came since the fork come now.
@@ -288,8 +291,9 @@ def attend(connection: socket.socket) -> NoReturn:
                 _signal.signal(number, _signal.SIG_DFL)
             _signal.signal(_signal.SIGINT, _give_up)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-            peer_uid(connection)
+            admit(connection)
             line, numbers = receive(connection)
+            heard = True
             request = read(line)
             stand(request, numbers)
             progress = _Teller(connection) if request.get("progress") else None
@@ -304,6 +308,8 @@ def attend(connection: socket.socket) -> NoReturn:
         _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
         connection.settimeout(PATIENCE)
         send(connection, answer)
+        if not heard:
+            linger(connection)
     except BaseException:
         os._exit(1)  # the server says that
     os._exit(0)
@@ -350,6 +356,18 @@ def send(connection: socket.socket, answer: Mapping[str, Any]) -> None:
     """The last line, as far as the connection's time limit allows. Raises OSError when nobody takes it."""
     connection.sendall(json.dumps({"torpor": PROTOCOL, **answer}).encode() + b"\n")
     connection.shutdown(socket.SHUT_WR)
+
+
+def linger(connection: socket.socket) -> None:
+    """Let a client that is still sending come to its end: if we closed before, it would get an error instead of the answer."""
+    deadline = time.monotonic() + LINGER
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(LONGEST):
+                return
+    except OSError:
+        pass  # it has taken too long, or has gone
 
 
 def _row(one: Obstacle) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def _warm_up() -> None:
     preflight.kernel()  # asks the kernel once for what each child would have to ask it
     gc.collect()
     gc.freeze()
+    gc.enable()  # the command line has switched it off: this one lives long
 
 
 class _Listener:
@@ -172,6 +173,7 @@ class _Spare:
 def _become_child(channel: socket.socket, early: bool) -> None:
     """Keep nothing of the server's but what is loaded, wait for a client, and attend to it. Does not return."""
     try:
+        gc.disable()
         os.setsid()  # a restarted program must not end with the server's terminal
         null = os.open("/dev/null", os.O_RDWR)
         for number in (0, 1, 2):
