@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = options.only or (QUICK if options.quick else [case.name for case in CASES])
     python = Python(os.path.abspath(shutil.which(options.python or default_python()) or options.python))
     become_subreaper()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # nothing is to be left then, either
     found: dict[str, Any] = {"machine": machine(python), "starts": [], "cases": []}
     failures = []
     try:
