@@ -17,7 +17,7 @@ import pytest
 import torpor
 from tests.conftest import SRC
 from torpor.image.chain import open_parents
-from torpor.image.format import CompressedPages, Pages, ParentImage, ParentPages
+from torpor.image.format import CompressedPages, EarlierPages, Pages, ParentImage
 from torpor.linux import writes
 from torpor.merge import merge
 from torpor.tasks.tracking import Tracking
@@ -215,13 +215,54 @@ def test_what_an_image_refers_to(chain: tuple[Path, Path, Path]) -> None:
     with torpor.open_image(chain[2]) as image:
         assert sorted(parent.name for parent in image.of(ParentImage)) == ["1", "2"]
         open_parents(image)
-        for pages in image.of(ParentPages):
+        for pages in image.of(EarlierPages):
             assert isinstance(image.parents[pages.image].chunks[pages.chunk][0], Pages)
     with torpor.open_image(chain[1]) as image:
         assert image.of(CompressedPages)
     for image_ in chain:
         done = command("verify", image_)
         assert done.returncode == 0, done.stderr
+
+
+EQUAL = r"""
+import ctypes, mmap, os, random, subprocess, sys, time
+place, size = sys.argv[1], 24 << 20
+child = len(sys.argv) == 2 and subprocess.Popen([sys.executable, __file__, place, "child"], stdin=0, stdout=1, stderr=2, cwd="/")
+unequal = [bytearray(random.randbytes(4096)) for _ in range(random.randrange(100))]
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[:] = wanted = random.Random(1).randbytes(size)
+open(place + ("/ready.parent" if child else "/ready.child"), "w").close()
+while not os.path.exists(place + "/stop"):
+    time.sleep(0.01)
+right = memory[:] == wanted and not (child and child.wait())
+sys.exit(not right)
+"""
+
+
+@pytest.mark.parametrize("compress", ["", "zstd:1"])
+def test_equal_memory_is_stored_once(tmp_path: Path, compress: str) -> None:
+    """Of processes that have it each for itself; in a chain, and in what is made of it, too."""
+    (tmp_path / "equal.py").write_text(EQUAL)
+    null = subprocess.DEVNULL
+    popen = subprocess.Popen([sys.executable, tmp_path / "equal.py", tmp_path], stdin=null, stdout=null, stderr=null, cwd="/")
+    try:
+        end = time.monotonic() + 60
+        while not all((tmp_path / f"ready.{who}").exists() for who in ("parent", "child")):
+            assert time.monotonic() < end and popen.poll() is None
+            time.sleep(0.01)
+        torpor.checkpoint(popen.pid, tmp_path / "1", compress=compress)
+        torpor.checkpoint(popen.pid, tmp_path / "2", compress=compress, parent=tmp_path / "1", kill=True)
+    finally:
+        (tmp_path / "stop").touch()
+        popen.kill()
+        popen.wait()
+    merge(tmp_path / "2", tmp_path / "3")
+    with torpor.open_image(tmp_path / "1") as image:
+        kept = sum(sum(pages.lengths) for pages in image.of(EarlierPages))
+        # (Where a neighbour has become one mapping with it, its chunks begin elsewhere.)
+        assert kept > 20 << 20, "equal memory was stored more than once"
+    for name in "123":
+        assert torpor.restart(tmp_path / name).wait() == 0
 
 
 def moved(chain: tuple[Path, Path, Path], to: Path) -> list[Path]:

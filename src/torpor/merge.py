@@ -6,7 +6,7 @@ import os
 
 from torpor import arch
 from torpor.image.chain import open_parents
-from torpor.image.format import CompressedPages, DataRecord, DataRun, Pages, ParentImage, ParentPages
+from torpor.image.format import CompressedPages, DataRecord, DataRun, EarlierPages, Pages, ParentImage
 from torpor.image.reader import Image
 from torpor.image.writer import ImageWriter
 from torpor.objects import plan
@@ -29,16 +29,21 @@ def merge(source: str | os.PathLike[str] | int, output: str | os.PathLike[str] |
     """
     with Image.open(source) as image:
         open_parents(image)
-        total = image.trailer.data + sum(sum(pages.lengths) for pages in image.of(ParentPages))
+        total = image.trailer.data + sum(sum(pages.lengths) for pages in image.of(EarlierPages) if pages.image)
         done = 0
+        numbers: list[int] = []  # of the image's chunks -> in the new image
         offsets = {id(record): offset for record, offset in image.chunks}
         with ImageWriter.open(output) as writer:
             writer.add(image.header)
             for record in image.records:
                 if isinstance(record, DataRecord):
+                    numbers.append(writer.chunks)
                     writer.add_data(record, [image.stored(record, offsets[id(record)])])
                     done += record.stored
-                elif isinstance(record, ParentPages):
+                elif isinstance(record, EarlierPages) and not record.image:
+                    record.chunk = numbers[record.chunk]
+                    writer.add(record)
+                elif isinstance(record, EarlierPages):
                     _add_pages(writer, image, record)
                     done += sum(record.lengths)
                 elif not isinstance(record, ParentImage):
@@ -48,7 +53,7 @@ def merge(source: str | os.PathLike[str] | int, output: str | os.PathLike[str] |
             writer.finish()
 
 
-def _add_pages(writer: ImageWriter, image: Image, pages: ParentPages) -> None:
+def _add_pages(writer: ImageWriter, image: Image, pages: EarlierPages) -> None:
     """Add pages of a parent with their data."""
     parent = image.parents[pages.image]
     record, offset = parent.chunks[pages.chunk]

@@ -11,8 +11,9 @@ import os
 from _thread import allocate_lock
 from bisect import bisect_right
 
-from torpor.image.format import CompressedPages, Pages, ParentPages
+from torpor.image.format import CompressedPages, EarlierPages, Pages
 from torpor.image.format import DataRun as Run
+from torpor.image.writer import hash_of
 from torpor.linux import memory
 from torpor.linux.libc import PAGE
 
@@ -70,6 +71,8 @@ class PageWriter:
         self._buffers: list[bytearray] = []
         self._lock = allocate_lock()
         """Held by a thread that adds a record."""
+        self._written: dict[tuple[int, int, int], tuple[int, int]] = {}
+        """(hash, bytes, bytes in the file) of each chunk written -> its number, and where it lies."""
 
     def write(
         self, owner: int, source: Process, runs: Sequence[PageRun], *, fresh: bool, written: Sequence[tuple[int, int]] | None
@@ -161,15 +164,22 @@ class PageWriter:
         if not kept:
             return
         runs = [Run(start=start, length=length) for start, length in kept]
+        size = sum(map(len, data))
         record = Pages(owner=job.owner, runs=runs)
         if job.compress:
-            size = sum(map(len, data))
             packed = job.compress(data[0] if len(data) == 1 else b"".join(data))
             if len(packed) < size - size // 16:  # else not worth the time to unpack them
                 record = CompressedPages(owner=job.owner, runs=runs, length=size, compressed=len(packed))
                 data = [memoryview(packed)]
+        hashed = hash_of(data)
         with self._lock:
-            self._writer.add_data(record, data)
+            key = hashed, size, sum(map(len, data))
+            number, offset = self._written.get(key, (0, 0))
+            if offset and self._writer.holds(offset, data):
+                self._writer.add(_earlier(job.owner, 0, number, _laid_out(kept)))
+            else:
+                number = self._writer.chunks
+                self._written[key] = number, self._writer.add_data(record, data, hashed=hashed)
 
     def _refer(self, owner: int, kept: Kept) -> None:
         """Write where in earlier images the pages lie that are not in this one."""
@@ -179,24 +189,36 @@ class PageWriter:
         for source, runs in kept.items():
             image = parent.id_of(source.image, self._saving)
             runs.sort()
-            starts: list[int] = []
-            lengths: list[int] = []
-            offsets: list[int] = []
-            for start, length, offset in runs:
-                if starts and (starts[-1] + lengths[-1], offsets[-1] + lengths[-1]) == (start, offset):
-                    lengths[-1] += length
-                else:
-                    starts.append(start)
-                    lengths.append(length)
-                    offsets.append(offset)
-            self._writer.add(
-                ParentPages(owner=owner, image=image, chunk=source.chunk, starts=starts, lengths=lengths, offsets=offsets)
-            )
+            self._writer.add(_earlier(owner, image, source.chunk, runs))
 
     def _tell(self, chunk: Chunk) -> None:
         self._done += chunk.size
         if self._progress:
             self._progress(self._done, self._total)
+
+
+def _laid_out(runs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """The runs (address, bytes) with where each begins, when they lie one behind the other."""
+    found, at = [], 0
+    for start, length in runs:
+        found.append((start, length, at))
+        at += length
+    return found
+
+
+def _earlier(owner: int, image: int, chunk: int, runs: list[tuple[int, int, int]]) -> EarlierPages:
+    """The record of pages (address, bytes, offset in the chunk's data) that lie elsewhere; adjacent runs become one."""
+    starts: list[int] = []
+    lengths: list[int] = []
+    offsets: list[int] = []
+    for start, length, offset in runs:
+        if starts and (starts[-1] + lengths[-1], offsets[-1] + lengths[-1]) == (start, offset):
+            lengths[-1] += length
+        else:
+            starts.append(start)
+            lengths.append(length)
+            offsets.append(offset)
+    return EarlierPages(owner=owner, image=image, chunk=chunk, starts=starts, lengths=lengths, offsets=offsets)
 
 
 class _Job:
@@ -277,6 +299,9 @@ def chunks(runs: Sequence[PageRun]) -> Iterator[Chunk]:
     """What is to be read at a time, in the order of `runs`."""
     chunk: Chunk | None = None
     for mapping, address, length in runs:
+        if chunk and length >= CHUNK:
+            yield chunk  # what is large begins a chunk, so that equal memory of two processes is in equal chunks
+            chunk = None
         if chunk and (chunk.readable, chunk.anonymous) != (mapping.readable, not mapping.inode):
             yield chunk
             chunk = None

@@ -14,7 +14,7 @@ import time
 from torpor import arch
 from torpor.errors import BadImage, NoPermission, Obstacle, TorporError, Unsupported, UsageError
 from torpor.image.chain import open_parents, sources
-from torpor.image.format import CompressedPages, Pages, ParentPages
+from torpor.image.format import CompressedPages, EarlierPages, Pages
 from torpor.image.reader import Image
 from torpor.image.record import Record
 from torpor.linux import clone, elf, libc, procfs
@@ -217,7 +217,7 @@ def _faults(image: Image, root: ProcessPlan, making: Making) -> Iterator[tuple[s
     for reason in (*tables.unfilled(tables_, making), *tables.conflicts(tables_, making)):
         yield reason, None
     owners = {process.record.mm for process in root.family() if process.alive}
-    for kept in image.of(ParentPages):
+    for kept in image.of(EarlierPages):
         if kept.owner not in owners:
             yield f"it has data for #{kept.owner}, which has none", None
     for data, _ in image.chunks:

@@ -11,7 +11,7 @@ import stat
 
 from torpor.errors import BadImage, NoPermission, Obstacle
 
-from .format import CompressedPages, Pages, ParentImage, ParentPages
+from .format import CompressedPages, EarlierPages, Pages, ParentImage
 from .reader import Image
 
 ALTERED = "restore the file as it was, or take a new checkpoint"
@@ -46,9 +46,10 @@ def open_parents(image: Image) -> None:
     try:
         for parent in image.of(ParentImage):
             image.parents[parent.id] = _open(image, parent)
-        for pages in image.of(ParentPages):
+        image.parents[0] = image
+        for pages in image.of(EarlierPages):
             if reason := _fault(image, pages):
-                raise BadImage(Obstacle(f"{image.name}: ParentPages of #{pages.owner}", reason, "take another checkpoint"))
+                raise BadImage(Obstacle(f"{image.name}: EarlierPages of #{pages.owner}", reason, "take another checkpoint"))
     except BaseException:
         image.close_parents()  # nobody is to use them unchecked
         raise
@@ -63,7 +64,7 @@ def place_of(image: Image, parent: ParentImage) -> str:
 
 def _open(image: Image, parent: ParentImage) -> Image:
     path = place_of(image, parent)
-    what = f"{path}, in which some of the data of {image.name} lies,"
+    what = f"{path}, in which some of the data of {image.name} lies"
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe could last for ever
             raise BadImage(Obstacle(what, "is no file", ALTERED))
@@ -84,14 +85,14 @@ def _open(image: Image, parent: ParentImage) -> Image:
     return found
 
 
-def _fault(image: Image, pages: ParentPages) -> str | None:
+def _fault(image: Image, pages: EarlierPages) -> str | None:
     """What is wrong with where these pages are said to lie."""
-    chunks, unit = image.parents[pages.image].chunks, image.header.page_size
-    if pages.chunk >= len(chunks):
-        return f"there is no chunk {pages.chunk} in {image.parents[pages.image].name}"
-    record, _ = chunks[pages.chunk]
+    holder, unit = image.parents[pages.image], image.header.page_size
+    if pages.chunk >= len(holder.chunks):
+        return f"there is no chunk {pages.chunk} in {holder.name}"
+    record, _ = holder.chunks[pages.chunk]
     if not isinstance(record, Pages):
-        return f"chunk {pages.chunk} of {image.parents[pages.image].name} holds no pages"
+        return f"chunk {pages.chunk} of {holder.name} holds no pages"
     for start, length, at in pages.runs:
         if (start | length | at) % unit:
             return f"{start:#x}+{length:#x} at {at:#x} is not of whole pages"
@@ -101,7 +102,7 @@ def _fault(image: Image, pages: ParentPages) -> str | None:
 
 
 def sources(image: Image) -> dict[int, list[Source]]:
-    """For each address space, where its pages lie. Those in earlier images are missing if `open_parents` was not called."""
+    """For each address space, where its pages lie; what came before is left out unless `open_parents` has found it in order."""
     found: dict[int, list[Source]] = {}
     for chunk, (record, _) in enumerate(image.chunks):
         if isinstance(record, Pages):
@@ -110,7 +111,7 @@ def sources(image: Image) -> dict[int, list[Source]]:
                 runs.append((run.start, run.length, at))
                 at += run.length
             found.setdefault(record.owner, []).append(Source(image, chunk, runs))
-    for pages in image.of(ParentPages):
+    for pages in image.of(EarlierPages):
         if parent := image.parents.get(pages.image):
             found.setdefault(pages.owner, []).append(Source(parent, pages.chunk, pages.runs))
     return found

@@ -93,8 +93,9 @@ where the data belongs: its runs are ascending, do not overlap, and their length
 compressed), which is at most {format.MAX_CHUNK >> 20} MiB. `Pages` and `CompressedPages` consist of whole pages.
 
 Pages may lie in earlier images of the same program. A `ParentImage` names one and says how it is recognised: by the size and
-the CRC of its Trailer and the time in its Header. `ParentPages` says which pages lie in which of its pieces of data. It always
-means the image in which the data really lies: that one's own parents do not matter.
+the CRC of its Trailer and the time in its Header. `EarlierPages` says which pages lie in which of its pieces of data, or in one
+of this image's own: what is equal is stored once. It always means the image in which the data really lies: that one's own
+parents do not matter.
 
 ## Integrity
 

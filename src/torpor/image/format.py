@@ -193,12 +193,12 @@ class ParentImage(Record, type=0x0005):
     realtime: int = i64("when it was taken: as its Header has it")
 
 
-class ParentPages(Record, type=0x0006):
-    """Pages of memory that are what they were in an earlier image: that data is not in this one."""
+class EarlierPages(Record, type=0x0006):
+    """Pages of memory whose data has come before: earlier in this image, or in an earlier one."""
 
     owner: int = ref("the address space that the pages belong to", to="Mm")
-    image: int = ref("where the data lies", to="ParentImage")
-    chunk: int = u64("which of the data records of that image it is, the first one being 0")
+    image: int = ref("where the data lies, if not in this image", to="ParentImage", optional=True)
+    chunk: int = u64("behind which of the data records there, the first one being 0")
     starts: list[int] = array(64, "addresses of the runs of pages, ascending", max=MAX_RUNS, check=non_empty)
     lengths: list[int] = array(64, "bytes of each run", max=MAX_RUNS)
     offsets: list[int] = array(64, "where each run begins, in bytes from the start of the chunk's data", max=MAX_RUNS)

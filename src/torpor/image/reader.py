@@ -13,7 +13,7 @@ import zlib
 from torpor.errors import BadImage, Obstacle, TorporError
 
 from .failure import failure
-from .format import CompressedPages, Header, ParentPages, Trailer
+from .format import CompressedPages, EarlierPages, Header, Trailer
 from .input import open_input
 from .scan import DAMAGED, Scanner
 
@@ -37,9 +37,9 @@ class Image:
     """An image that has been checked from end to end, but for the hashes of its data (`verify_data`).
 
     `header` and `trailer` are the first and the last record, `records` all between them, in order; `chunks` has the
-    data records among these with the file offset of their data; `fd` is the file, to be read with pread. `parents` has the
-    earlier images in which some of the data lies, by id, once they have been opened (chain.py), and `directory` is where
-    they are looked for.
+    data records among these with the file offset of their data; `fd` is the file, to be read with pread. `parents` has, by id,
+    the images in which data of `EarlierPages` lies, itself as 0, once they have been opened (chain.py); `directory` is where they
+    are looked for.
     """
 
     header: Header
@@ -107,7 +107,8 @@ class Image:
     def close_parents(self) -> None:
         """Close the parents, if they are open."""
         for parent in self.parents.values():
-            parent.close()
+            if parent is not self:
+                parent.close()
         self.parents.clear()
 
     def of(self, cls: type[R]) -> list[R]:
@@ -160,7 +161,7 @@ class Image:
     def needed_chunks(self) -> list[tuple[Image, DataRecord, int]]:
         """Every chunk that the program's data lies in: (image, record, offset), those of the opened parents included."""
         found = [(self, record, offset) for record, offset in self.chunks]
-        earlier = {(pages.image, pages.chunk) for pages in self.of(ParentPages) if pages.image in self.parents}
+        earlier = {(pages.image, pages.chunk) for pages in self.of(EarlierPages) if self.parents.get(pages.image, self) is not self}
         for ident, chunk in sorted(earlier):
             parent = self.parents[ident]
             found.append((parent, *parent.chunks[chunk]))

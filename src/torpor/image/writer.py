@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 GATHER = 1 << 18  # bytes of records to collect before they are written
 
 
+def hash_of(buffers: Sequence[Buffer]) -> int:
+    """The hash of data in these pieces, as a DataRecord has it."""
+    found = 0
+    for buffer in buffers:
+        found = zlib.crc32(buffer, found)
+    return found
+
+
 class ImageWriter:
     """An image being written. Errors: TorporError or NoPermission when the bytes cannot be written, ValueError when
     the records make no image (a value out of range, a reference to nothing): that would be a bug of the caller."""
@@ -65,10 +73,11 @@ class ImageWriter:
             raise Refusal("", f"{type(record).__name__} is not for add()")
         self._append(record)
 
-    def add_data(self, record: DataRecord, buffers: Sequence[Buffer]) -> None:
+    def add_data(self, record: DataRecord, buffers: Sequence[Buffer], *, hashed: int | None = None) -> int:
         """Add a record with its raw data, which is written straight from `buffers`; they may be reused afterwards.
 
         `record.hash` and, unless the data is compressed, `record.length` are filled in here. The runs must have as many bytes.
+        `hashed`: the hash (`hash_of`), if it is known. Returns where the data lies in the file.
         """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         size = sum(map(len, views))
@@ -76,9 +85,7 @@ class ImageWriter:
             record.compressed = size
         else:
             record.length = size
-        record.hash = 0
-        for view in views:
-            record.hash = zlib.crc32(view, record.hash)
+        record.hash = hash_of(views) if hashed is None else hashed
         self._append(record)
         try:
             start, after = record.geometry(self._at, self._page_size)
@@ -90,6 +97,16 @@ class ImageWriter:
         self._chunks += 1
         self._data += record.stored
         self._output.write([pending, *views])
+        return start
+
+    def holds(self, offset: int, buffers: Sequence[Buffer]) -> bool:
+        """Whether these bytes lie at `offset` of what has been written. False, too, where nothing can be read again: in a pipe."""
+        return self._output.holds(offset, buffers)
+
+    @property
+    def chunks(self) -> int:
+        """The data records written so far."""
+        return self._chunks
 
     def finish(self) -> None:
         """Complete the image; only now does a file appear under its name."""
