@@ -16,6 +16,7 @@ from torpor.image.chain import open_parents, place_of, sources
 from torpor.image.format import ParentImage
 from torpor.image.reader import Image
 from torpor.linux import pidfd
+from torpor.linux.signals import Held
 from torpor.merge import merge
 from torpor.tasks.tracking import Tracking
 
@@ -66,10 +67,11 @@ class Watch:
         except BaseException:
             self._tracking.close()  # what it has told is in no image
             raise
-        self._images.append(os.path.basename(path))
-        size, took = os.stat(path).st_size, time.monotonic() - begun
-        self._tell(f"{path}: {size / 1e6:.1f} MB in {took:.2f} s" + (f"; the program stood still: {why}" if why else ""))
-        self._tidy()
+        with Held():  # who ends us now is not to find files that nobody needs
+            self._images.append(os.path.basename(path))
+            size, took = os.stat(path).st_size, time.monotonic() - begun
+            self._tell(f"{path}: {size / 1e6:.1f} MB in {took:.2f} s" + (f"; the program stood still: {why}" if why else ""))
+            self._tidy()
 
     def ended(self, seconds: float) -> bool:
         """Wait for `seconds`, or until the program has ended; whether it has."""

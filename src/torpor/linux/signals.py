@@ -47,10 +47,10 @@ class Changes:
 
 
 class Held:
-    """Holds SIGINT back for the length of a `with` block: what is in the middle of a task must not be left there by Ctrl-C."""
+    """Holds SIGINT and SIGTERM back for the length of a `with` block: what is in the middle of a task must not be left there."""
 
     def __enter__(self) -> None:
-        self._before = _signal.pthread_sigmask(_signal.SIG_BLOCK, {SIGINT})
+        self._before = _signal.pthread_sigmask(_signal.SIG_BLOCK, {SIGINT, _signal.SIGTERM})
 
     def __exit__(self, *_: object) -> None:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)
