@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.calls.program import CANNOT_BE_SAVED, MAY_BE_REFUSED
-from tests.machines.calls import HOME, SHELL, Calls, whole_lines
+from tests.machines.calls import HOME, SHELL, outlasting, whole_lines
 from tests.machines.cases import grouped
 from tests.machines.foreign import words_about
 from tests.machines.killed import Killed
@@ -133,12 +133,10 @@ def calls(report: Report, cases: list[str], cycles: int) -> None:
     for name in sorted(MAY_BE_REFUSED & by_name.keys()):
         if reason := _refusal(executable, name, directory):
             report(by_name.pop(name), True, f"refused: {reason}")
-    names, trees = list(by_name), []
+    names, trees, seconds = list(by_name), [], CALL_SECONDS * slowness * (1 + cycles)
     for first in range(0, len(names), CALLS_AT_ONCE):
-        seconds = CALL_SECONDS * slowness * (1 + cycles)
-        trees.append(Calls(executable, names[first : first + CALLS_AT_ONCE], directory / f"from-{first}", seconds, slowness))
-        for _ in range(cycles):
-            trees[-1].cycle()
+        trees.append(outlasting(executable, names[first : first + CALLS_AT_ONCE], directory, seconds, slowness, cycles))
+        seconds = trees[-1].seconds
     for tree in trees:
         tree.wait()
         for name in tree.names:
