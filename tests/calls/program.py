@@ -18,7 +18,7 @@ ALL_TIMED = [(64, name) for name in TIMED] + [(32, name) for name in TIMED + TIM
 ALL_UNTIMED = [(64, name) for name in UNTIMED] + [(32, name) for name in UNTIMED + UNTIMED32]
 
 # What torpor may still refuse to save (with exit code 4 and a reason): then there is nothing to be seen here.
-MAY_BE_REFUSED = {"semtimedop", "recv_timeout", "semop", "msgrcv", "recv_forever", "flock_wait", "fcntl_lock_wait"}
+MAY_BE_REFUSED = {"recv_timeout", "recv_forever"}
 CANNOT_BE_SAVED = 4  # torpor's exit code
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.calls import program
+from tests.machines import forked
 from tests.machines.victim import Victim
 from tests.settings import SEED
 from tests.torture.harness import descendants, remove_ipc
@@ -37,7 +38,7 @@ class Calls:
         if not SHELL:
             words = ([str(executable), name, str(seconds), name, ","] for name in names)
             command = [sys.executable, str(HOME / "together.py"), *[word for few in words for word in few][:-1]]
-        self.victim = Victim(command, directory, random.Random(f"{SEED} {names[0]}"))
+        self.victim = Victim(command, directory, random.Random(f"{SEED} {names[0]}"), forked.torpor)
         self.victim.wait_for(lambda: all(self.said(name) for name in names), BEGIN_WITHIN * slowness, "the beginning of all calls")
         self.worked = 0.0
         """Seconds in which torpor saved the tree or made it again; when each process stood still cannot be told from outside."""

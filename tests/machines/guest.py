@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.calls.program import CANNOT_BE_SAVED, MAY_BE_REFUSED
+from tests.machines import forked
 from tests.machines.calls import HOME, SHELL, outlasting, whole_lines
 from tests.machines.cases import grouped
 from tests.machines.foreign import words_about
@@ -119,7 +120,8 @@ def torture(report: Report, cases: list[str], cycles: int) -> None:
     """The program that checks all its own state all the time."""
     _, bits, threads = cases[0].split("-")
     rng = random.Random(f"{SEED} {cases[0]}")
-    with Torture(HOME / f"torture{bits}", HOME / cases[0], threads=int(threads), rng=rng) as victim:
+    program = HOME / f"torture{bits}"
+    with Torture(program, HOME / cases[0], threads=int(threads), rng=rng, command=forked.torpor) as victim:
         os.setpriority(os.PRIO_PROCESS, 0, FIRST)
         victim.verify()
         report(cases[0], True, summary([victim.cycle() for _ in range(cycles)]))
@@ -245,12 +247,16 @@ def run_group(cases: list[str], cycles: int) -> None:
 def main() -> None:
     job = json.loads((WORK / "job").read_text())
     HOME.mkdir()
+    phase = HOME / "phase"
+    phase.write_bytes(b"\0")
+    os.environ["TORPOR_PHASE_FILE"] = str(phase)  # which torpor looks for when it is loaded, and `killed` looks at
     for path in [*PROGRAMS.iterdir(), *(WORK / "programs").iterdir()]:
         if path.is_file():
             shutil.copy2(path, HOME)  # as it was, for an image that comes from another boot
     with subreaper():
         for cases in grouped(job["cases"]):
             print(f"[{time.monotonic():.1f}] {cases[0]}", flush=True)
+            forked.load()
             pid = os.fork()
             if not pid:
                 run_group(cases, job["cycles"])

@@ -36,9 +36,6 @@ class Killed(Calls):
     """
 
     def __init__(self, executable: Path, directory: Path, slowness: float) -> None:
-        phase_file = directory.parent / "phase"
-        phase_file.write_bytes(b"\0")
-        os.environ["TORPOR_PHASE_FILE"] = str(phase_file)  # which torpor reads when it is loaded
         from torpor import checkpoint
 
         super().__init__(executable, WAITS, directory, SECONDS, slowness)
@@ -47,7 +44,7 @@ class Killed(Calls):
         """Where torpor was when it was killed."""
         self.begun: dict[str, float] = {}
         """When a wait may have begun again, by the wall's clock."""
-        with phase_file.open("r+b") as file, mmap.mmap(file.fileno(), 1) as phase:
+        with open(os.environ["TORPOR_PHASE_FILE"], "r+b") as file, mmap.mmap(file.fileno(), 1) as phase:
             for _ in range(ROUNDS):
                 if any(map(self._waiting, WAITS)):
                     checkpoint(self.victim.pid, os.devnull)

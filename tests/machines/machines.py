@@ -35,8 +35,6 @@ class Machine:
     """virtio-9p-PCI is the device behind which the shared folders are."""
     memory: int = 1024
     """MiB."""
-    bare: tuple[str, ...] = ("-nodefaults",)
-    """What keeps QEMU from adding devices that nobody asked for."""
     built: bool = False
     """Kernel and root are built for it (sources.py), for Debian has the architecture no more; the first compiler is theirs."""
     poorer: str = ""
@@ -149,10 +147,10 @@ MACHINES = {
             name="ppc32",
             suite="bookworm",
             kernel="linux-source-6.1",
-            qemu=("qemu-system-ppc", "-machine", "mac99,via=pmu", "-cpu", "7400"),
+            # graphics=off: on the serial port the firmware gets in 2 s where it looks for screen and keyboard in a minute.
+            qemu=("qemu-system-ppc", "-machine", "mac99,via=pmu,graphics=off", "-cpu", "7400"),
             compilers={32: ("powerpc-linux-gnu-gcc",)},
             console="ttyPZ0",
-            bare=("-vga", "none", "-net", "none"),  # without the keyboard that it looks for it takes minutes to start
             built=True,
             poorer="750",
             feature=("altivec", (32,)),

@@ -18,12 +18,14 @@ END_WITHIN = 30.0
 
 
 class Victim:
-    """A process tree. `directory` is its own: what it says is in `said` there."""
+    """A process tree. `directory` is its own: what it says is in `said` there. `run` runs torpor's commands."""
 
-    def __init__(self, command: Sequence[str], directory: Path, rng: random.Random) -> None:
+    def __init__(
+        self, command: Sequence[str], directory: Path, rng: random.Random, run: Callable[..., Run] = torpor
+    ) -> None:
         directory.mkdir(parents=True)
         self.directory, self.said, self.image, self._random = directory, directory / "said", directory / "image", rng
-        self.reaper = Reaper()
+        self.reaper, self._run = Reaper(), run
         self.runs: list[Run] = []
         with self.said.open("wb") as said:
             process = subprocess.Popen(
@@ -58,7 +60,7 @@ class Victim:
     def cycle_from_copy(self, changed: Path) -> None:
         """The same of a program that goes on while its image is written; what it does to the file `changed` meanwhile is undone."""
         tree = [self.pid, *descendants(self.pid)]
-        run = torpor(self.reaper, "checkpoint", str(self.pid), "-o", self.image)
+        run = self._run(self.reaper, "checkpoint", str(self.pid), "-o", self.image)
         assert (run.code, run.output) == (0, ""), f"not from a copy of its memory: {run}\n{self.evidence()}"
         for pid in tree:
             os.kill(pid, signal.SIGKILL)
@@ -76,7 +78,7 @@ class Victim:
         self._torpor("checkpoint", str(self.pid), "-o", image, "--kill")
 
     def _torpor(self, *arguments: str | Path) -> None:
-        run = torpor(self.reaper, *arguments)
+        run = self._run(self.reaper, *arguments)
         self.runs.append(run)
         assert run.code == 0, f"{run}\n{self.evidence()}"
 

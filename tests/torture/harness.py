@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -291,13 +291,14 @@ class Torture:
         mode: str = "mixed",
         extra: Sequence[str] = (),
         rng: random.Random | None = None,
+        command: Callable[..., Run] = torpor,
     ) -> None:
         self.program, self.directory = program, directory
         self.heartbeat_path = directory / "heartbeat"
         self.arguments = ["--threads", str(threads), "--heartbeat", str(self.heartbeat_path)]
         self.arguments += ["--children", str(kids), "--mode", mode, *extra]
         self.random = rng or random.Random(SEED)
-        self.reaper = Reaper()
+        self.reaper, self._command = Reaper(), command
         self.runs: list[Run] = []
         self.started_in = 0.0
         self.excused = 0
@@ -438,7 +439,7 @@ class Torture:
         raise self.failure("the restarted process cannot be found among our descendants")
 
     def run_torpor(self, *arguments: str | Path, **environment: str) -> Run:
-        run = torpor(self.reaper, *arguments, **environment)
+        run = self._command(self.reaper, *arguments, **environment)
         self.runs.append(run)
         return run
 
