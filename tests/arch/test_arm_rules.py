@@ -121,6 +121,10 @@ def test_verdict() -> None:
     assert lacking.startswith("neon, vfpd32, vfpv4: offered")
     assert cpu.verdict(new, used, here=old, cpu="used") == []
     (upper,) = cpu.verdict(new, used | bits(ArmVfpHigh), here=old, cpu="used")
+    assert upper.startswith("neon: its upper floating point registers are in use")
+    (upper,) = cpu.verdict(new, used | bits(ArmVfpHigh), here=header(f"{OLD} vfpd32"), cpu="used")
+    assert upper.startswith("neon: its upper floating point registers are in use")
+    (upper,) = cpu.verdict(header(f"{OLD} vfpd32"), used | bits(ArmVfpHigh), here=old, cpu="used")
     assert upper.startswith("vfpd32: its upper floating point registers are in use")
     (none,) = cpu.verdict(old, used, here=header("half thumb"), cpu="used")
     assert none.startswith("vfp: its floating point registers are in use")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.torture.harness import Reaper, torpor
+from tests.torture.harness import Reaper, Run, torpor
 
 
 def leave_an_image(work: Path) -> None:
@@ -22,12 +23,12 @@ def leave_an_image(work: Path) -> None:
     shutil.copyfile("/proc/cpuinfo", work / "foreign.cpuinfo")
 
 
-def words_about(image: Path) -> list[str]:
+def words_about(image: Path, command: Callable[..., Run] = torpor) -> list[str]:
     """What torpor says of an image: whether it is whole, what is in it, and whether its own CPU would do."""
     said = []
     commands: list[list[str | Path]] = [["verify", image], ["inspect", image], ["inspect", image, "--cpu", f"{image}.cpuinfo"]]
     for arguments in commands:
-        run = torpor(Reaper(), *arguments)
+        run = command(Reaper(), *arguments)
         said.append(f"exit {run.code}: {run.output.replace(str(image), image.name)}")
     return said
 

@@ -95,6 +95,8 @@ MACHINES = {
             modules=("virtio_mmio", "virtio_pci", "9pnet_virtio", "9p"),
             console="ttyAMA0",
             transport="device",
+            poorer="cortex-a15,neon=off",
+            feature=("neon", (32,)),
         ),
         Machine(
             name="ppc64el",

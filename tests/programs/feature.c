@@ -87,6 +87,9 @@ static void clear(void)
 #elif defined(__powerpc__)
 	__asm__ volatile(".machine altivec\n .set n,0\n .rept 32\n vxor n,n,n\n .set n,n+1\n .endr\n");
 #endif
+#ifdef __arm__
+	__asm__ volatile(".fpu neon\n .irp n,8,9,10,11,12,13,14,15\n vmov.i32 q\\n,#0\n .endr\n");
+#endif
 #ifdef __s390x__
 	__asm__ volatile(".machine z13\n .irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n vgbm %%v\\n,0\n .endr\n"
 			 ".irp n,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n vgbm %%v\\n,0\n .endr\n"

@@ -11,8 +11,8 @@ from __future__ import annotations
 import ctypes
 import os
 
-from torpor.arch.arm.state import STATES
-from torpor.arch.masks import refusals
+from torpor.arch.arm.state import STATES, ArmVfpHigh
+from torpor.arch.masks import State, refusals
 from torpor.errors import Obstacle, UsageError
 from torpor.image.fields import text, u32
 from torpor.image.record import Record
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _NO_FEATURES = frozenset(("evtstrm", "swp"))
 """What the kernel does for itself, or in place of the CPU: no program depends on it."""
+_WITH_NEON = tuple(State(each.bit, each.record, "neon", each.title) if each.record is ArmVfpHigh else each for each in STATES)
+"""The table for a program that was offered NEON: what is in its upper registers, that has put there. VFP has them alone on no CPU
+known, and a program whose NEON code found no NEON behind a restart would die."""
 _MODEL = ("CPU implementer", "CPU part", "CPU variant", "CPU revision")
 _PER_LINUX32 = 8  # linux/personality.h
 
@@ -80,7 +83,8 @@ def verdict(header: ArmHeader, used: int, *, here: ArmHeader, cpu: str = "same")
     if header.thumbee:
         found.append("thumbee: its state is in use, and no kernel keeps it any more")
     ran_on = f"CPU {header.model or 'unknown'}"
-    return found + refusals(header.features, header.model, used, here.features.split(), cpu, STATES, ran_on=ran_on)
+    states = _WITH_NEON if "neon" in header.features.split() else STATES
+    return found + refusals(header.features, header.model, used, here.features.split(), cpu, states, ran_on=ran_on)
 
 
 def _cpuinfo() -> dict[str, str]:
