@@ -44,14 +44,14 @@ def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """booted(name, case): the results of the boot with that case; all selected cases of a machine and CPU run in one.
 
     Every machine has one CPU, and one machine more runs at a time than there are CPUs here: a good part of the time they only
-    wait for calls to end. The slow ones begin.
+    wait for calls to end. Those that take longest begin.
     """
     wanted: dict[str, list[str]] = {}
     for test in request.session.items:
         if isinstance(test, pytest.Function) and "booted" in test.fixturenames:
             wanted.setdefault(str(test.callspec.params["machine"]), []).append(str(test.callspec.params["case"]))
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1)
-    order = sorted(wanted, key=lambda name: -MACHINES[name].slowness)
+    order = sorted(wanted, key=lambda name: -MACHINES[name].slowness * len(MACHINES[name].compilers))
     done = {name: pool.submit(_boot, MACHINES[name], wanted[name], tmp_path_factory.mktemp(name)) for name in order}
     yield lambda name, case: done[name].result()[on_poorer(case)]
     pool.shutdown(cancel_futures=True)
