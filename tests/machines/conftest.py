@@ -82,5 +82,5 @@ def _boot(machine: Machine, cases: list[str], work: Path) -> tuple[Booted, Boote
         return ran, ran
     for left in ("booted", "results"):
         (work / left).rename(work / f"{left}-first")
-    poorer = replace(machine, qemu=(*machine.qemu[:-1], machine.poorer), words=machine.poorer_words)
+    poorer = replace(machine, qemu=(*machine.qemu[:-1], machine.poorer), words=f"{machine.words} {machine.poorer_words}")
     return ran, boot(poorer, made, work, {**job, "cases": later}, ALL_WITHIN)

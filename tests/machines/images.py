@@ -92,6 +92,7 @@ def _once(name: str, key: str, lock: str, make: Callable[[Path], None]) -> Path:
 
 def _make(parts: Callable[[], Parts], directory: Path) -> None:
     kernel, tree, made_from = parts()
+    tree |= initramfs.compiled(tree)
     tree["init"] = initramfs.Node(stat.S_IFREG | 0o755, (HERE / "init.py").read_bytes())
     for name, number in (("console", (5, 1)), ("urandom", (1, 9))):  # what Python needs before it has mounted /dev
         tree[f"dev/{name}"] = initramfs.Node(stat.S_IFCHR | 0o600, device=number)

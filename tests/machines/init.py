@@ -1,7 +1,8 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -Xpycache_prefix=/pycache
 """The first process of a machine (tests/machines): mounts what it needs, runs the cases and restarts, at which QEMU ends.
 
-It is copied into the root as /init, so it imports nothing of the project.
+It is copied into the root as /init, so it imports nothing of the project. In /pycache Python finds its library compiled, if the one
+that made the root was of its version (initramfs.py), and leaves what it compiles itself.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main() -> None:
     os.rename("/work/booted.part", "/work/booted")
     job = json.loads(Path("/work/job").read_text())
     os.environ.update(
-        TORPOR_TEST_SEED=str(job["seed"]), PYTHONPATH="/project/src:/project", PYTHONPYCACHEPREFIX="/run/pycache", TMPDIR="/tmp"
+        TORPOR_TEST_SEED=str(job["seed"]), PYTHONPATH="/project/src:/project", PYTHONPYCACHEPREFIX="/pycache", TMPDIR="/tmp"
     )
     done = subprocess.run([sys.executable, "-m", "tests.machines.guest"], cwd="/project")
     print(f"the cases have ended with {done.returncode}", flush=True)

@@ -6,10 +6,13 @@ buffer-format.rst in the kernel's source has the format).
 
 from __future__ import annotations
 
+import importlib.util
 import lzma
+import marshal
 import re
 import stat
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ LEFT_OUT = re.compile(
     r"usr/share/|usr/lib/[^/]+/(gconv|perl|perl-base|engines-3|ossl-modules)/|"
     r"usr/lib/python3[.\d]*/(config-|ensurepip|idlelib|lib2to3|pydoc_data|test|tkinter|turtledemo)"
 )
+UNCHECKED = (1).to_bytes(4, "little")  # the flags of a compiled file, PEP 552
 
 
 @dataclass
@@ -77,6 +81,23 @@ def root(packages: Sequence[Path]) -> Tree:
         if any(each.startswith(f"usr/{name}/") for each in tree):
             tree[name] = Node(stat.S_IFLNK | 0o777, f"usr/{name}".encode())
     return tree
+
+
+def compiled(tree: Tree) -> Tree:
+    """Python's library in `tree` as this Python compiles it, to be found under /pycache; nothing if that is of another version.
+
+    Where QEMU translates, a guest would compile for some seconds at every boot. The files are not compared with the sources again:
+    these stay as they are (importlib, "unchecked hash-based").
+    """
+    library = f"usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}/"
+    found = {}
+    for name, node in tree.items():
+        if name.startswith(library) and name.endswith(".py") and stat.S_ISREG(node.mode):
+            code = compile(node.data, f"/{name}", "exec", dont_inherit=True)
+            head = importlib.util.MAGIC_NUMBER + UNCHECKED + importlib.util.source_hash(node.data)
+            name = f"pycache/{name.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc"
+            found[name] = Node(stat.S_IFREG | 0o644, head + marshal.dumps(code))
+    return found
 
 
 def kernel(package: Path, wanted: Sequence[str]) -> tuple[bytes, list[tuple[str, bytes]]]:

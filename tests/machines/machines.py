@@ -13,6 +13,9 @@ NINE_P = ("virtio_pci", "9pnet_virtio", "9p")
 # x-vof: no firmware to wait for. The others are what QEMU cannot do without KVM, and would complain of.
 PSERIES = "pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off"
 
+# On a busy host the kernel finds that the timer it tries for a moment does not work, and stops.
+X86_WORDS = "no_timer_check"
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -62,6 +65,7 @@ MACHINES = {
             packages=(*ROOT_PACKAGES, "libc6-i386"),
             poorer="max,avx=off,xsave=off",
             feature=("avx", (64, 32)),
+            words=X86_WORDS,
         ),
         Machine(
             name="i386",
@@ -71,6 +75,7 @@ MACHINES = {
             compilers={32: ("gcc", "-m32", "-idirafter", "/usr/include/x86_64-linux-gnu")},
             poorer="max,avx=off,xsave=off",
             feature=("avx", (32,)),
+            words=X86_WORDS,
         ),
         Machine(
             name="arm64",
