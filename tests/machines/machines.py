@@ -12,7 +12,6 @@ ROOT_PACKAGES = ("python3-minimal", "libpython3-stdlib", "busybox-static")
 NINE_P = ("virtio_pci", "9pnet_virtio", "9p")
 # x-vof: no firmware to wait for. The others are what QEMU cannot do without KVM, and would complain of.
 PSERIES = "pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off"
-
 # On a busy host the kernel finds that the timer it tries for a moment does not work, and stops.
 X86_WORDS = "no_timer_check"
 
