@@ -95,5 +95,6 @@ class Victim:
         words = []
         for verb in ("checkpoint", "restart"):
             seconds = [run.seconds for run in self.runs if run.arguments[0] == verb]
-            words.append(f"{verb} {sum(seconds) / len(seconds):.2f} s")
+            if seconds:
+                words.append(f"{verb} {sum(seconds) / len(seconds):.2f} s")
         return f"{len(self.runs) // 2} cycles, {', '.join(words)}"
