@@ -34,6 +34,7 @@ FLOORS = {
     "selfsave": 4,
     "verify": 4,
     "objects": 3,
+    "lazy": 3,
     "tasks": 2,
     "arch": 1,
     "image": 0,

@@ -34,6 +34,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torpor.lazy.server import Server
+    from torpor.objects.late import Late
     from torpor.objects.making import Making
     from torpor.tasks.task import Thread
 
@@ -48,8 +50,9 @@ AT_FDCWD, F_SETFD, FD_CLOEXEC, RLIMIT_NOFILE = -100, 2, 1, 7
 class Rebuilding:
     """A tree in the making. `run` leaves it complete but stopped, `let_go` starts it, `abandon` leaves nothing."""
 
-    def __init__(self, root: ProcessPlan, making: Making, *, own_groups: bool) -> None:
-        self.root, self.making, self.own_groups = root, making, own_groups
+    def __init__(self, root: ProcessPlan, making: Making, late: Late | None, *, own_groups: bool) -> None:
+        """`late`: what comes while the tree runs already; None: the tree runs when all is there."""
+        self.root, self.making, self.own_groups, self._late = root, making, own_groups, late
         self.begun = time.monotonic_ns()
         self.warnings: list[Obstacle] = []
         self.remotes: dict[int, Remote] = {}
@@ -58,7 +61,7 @@ class Rebuilding:
         """("file" | "std" | "node" | "dir" | "stub", id) -> number under which every stub inherits the description."""
         self._done: set[int] = set()
         """Ids of the shared objects that one of the processes has put in order for all."""
-        self._pages = sources(making.image)
+        self._pages = late.now if late else sources(making.image)
         self._sessions = sessions(root)
         self._own: dict[int, int] = {}
         """That number -> our descriptor."""
@@ -70,11 +73,18 @@ class Rebuilding:
         self._processors = os.sched_getaffinity(0)
         sched.set_affinity(0, [sched.current()])
         self._threads: list[tuple[ProcessPlan, list[tuple[threads.Thread, Thread]]]] = []
+        self.server: Server | None = None
+        if late is not None:
+            from torpor.lazy.server import Server
+
+            self.server = Server(making.image, root.ids())
 
     def run(self) -> None:
         """Everything up to the instant before the first instruction, a step a line."""
         self.open_files()
         self.make_processes()
+        if self.server:
+            self.server.serve(self._processors)
         for process in self._alive():
             self._join_group(process)
         for process in self._alive():
@@ -85,6 +95,8 @@ class Rebuilding:
     def let_go(self) -> None:
         """Start every thread of the tree."""
         sched.set_affinity(0, self._processors)  # what we still do is not to be in its way, nor it in ours
+        if self.server:
+            self.server.go(self.born)
         for _, made in self._threads:
             for _, thread in made:
                 ptrace.set_options(thread.tid, 0)
@@ -94,6 +106,8 @@ class Rebuilding:
                     ptrace.detach(thread.tid)
                 except ProcessLookupError:
                     continue  # a thread that was let go before has ended its whole process
+        if self.server:
+            self.server.stream()
         self.close()
 
     def abandon(self) -> None:
@@ -109,6 +123,8 @@ class Rebuilding:
                 _reap(thread.tid)
         for pid in reversed(self.born):
             _reap(pid)
+        if self.server:
+            self.server.abandon()
         self.close()
 
     def close(self) -> None:
@@ -304,6 +320,8 @@ class Rebuilding:
         stub = self.stub.address, self.stub.work - self.stub.address
         memory.fill(remote, process.mm, base, pages, nodes, stub)
         remote.reset()
+        if self.server and self._late and (ranges := self._late.ranges.get(process.mm.id)):
+            self.server.add(remote, ranges, self._late.later[process.mm.id])
 
     def place_files(self, process: ProcessPlan) -> None:
         """Root and working directory, then the descriptors into their places, then the locks and what epoll watches."""

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from torpor.image.chain import Source
+    from torpor.lazy.server import Server
     from torpor.linux.procfs import Status
+    from torpor.objects.late import Late
 
     Progress = Callable[[int, int], None]
     Row = tuple[str, str, str, int | None]
@@ -57,9 +59,14 @@ class Restarted:
         self._channel = channel
 
     def wait(self) -> int:
-        """Wait until the first process of the tree has ended; its wait status (wait(2)). -1 when its keeper was killed."""
+        """Wait until the first process of the tree has ended; its wait status (wait(2)). -1 when its keeper was killed.
+
+        Raises TorporError when a lazy restart could not bring all of its memory, and has ended it.
+        """
         message = _receive(self._channel)
         self.leave()
+        if isinstance(message, tuple):
+            raise _as_error(*message)
         return message if isinstance(message, int) else -1
 
     def leave(self) -> None:
@@ -70,14 +77,21 @@ class Restarted:
 
 
 class _Child(Restarted):
-    """A program whose first process is our own child."""
+    """A program whose first process is our own child. `server` brings its memory, if that is still to come."""
+
+    def __init__(self, pid: int, own_pid: int, mode: str, warnings: list[Obstacle], server: Server | None) -> None:
+        super().__init__(pid, own_pid, mode, warnings, -1)
+        self._server = server
 
     def wait(self) -> int:
-        """See Restarted.wait."""
+        """See Restarted.wait. Processes that the first one has left behind get their memory before this returns."""
         while True:
             pid, status = os.wait()
             if pid == self.pid:
-                return status
+                break
+        if self._server:
+            self._server.finish()
+        return status
 
 
 def restart(
@@ -86,16 +100,18 @@ def restart(
     pids: str = AUTO,
     cpu: str = "same",
     allow_changed: Iterable[str] = (),
+    lazy: bool = False,
     progress: Progress | None = None,
 ) -> Restarted:
     """Let the program in the image `source` go on ("-": standard input; a number: a descriptor).
 
     `pids`: "same" ids as before in this pid namespace, a "namespace" of its own, or "auto", the first that can be had. `cpu`:
     "used"
-    admits a CPU that lacks what the old one only offered. `allow_changed`: files that may differ from what they were. Raises
+    admits a CPU that lacks what the old one only offered. `allow_changed`: files that may differ from what they were. `lazy`: let it
+    run when its records are checked, and bring its memory meanwhile; if that fails the tree is ended, and `wait` raises why. Raises
     TorporError (BadImage, Unsupported, NoPermission, UsageError); nothing is left of the tree then.
     """
-    return _restart(source, pids, cpu, allow_changed, progress, _commit)
+    return _restart(source, pids, cpu, allow_changed, lazy, progress, _commit)
 
 
 def restart_as_child(
@@ -104,13 +120,14 @@ def restart_as_child(
     pids: str = AUTO,
     cpu: str = "same",
     allow_changed: Iterable[str] = (),
+    lazy: bool = False,
     progress: Progress | None = None,
 ) -> Restarted:
     """Like `restart`, for a command that does nothing else until the program has ended, and has no other children.
 
     Where the program gets its ids in this pid namespace, its first process becomes our own child, with no keeper in between.
     """
-    return _restart(source, pids, cpu, allow_changed, progress, _commit_here)
+    return _restart(source, pids, cpu, allow_changed, lazy, progress, _commit_here)
 
 
 def _restart(
@@ -118,8 +135,9 @@ def _restart(
     pids: str,
     cpu: str,
     allow_changed: Iterable[str],
+    lazy: bool,
     progress: Progress | None,
-    commit: Callable[[Image, ProcessPlan, str], Restarted],
+    commit: Callable[[Image, ProcessPlan, str, Late | None], Restarted],
 ) -> Restarted:
     """Both passes."""
     if pids not in (SAME, NAMESPACE, AUTO) or cpu not in ("same", "used"):
@@ -128,16 +146,31 @@ def _restart(
         root = plan.read(image)
         open_parents(image)
         found = list(check(image, root, cpu, frozenset(os.path.abspath(path) for path in allow_changed)))
+        if lazy:
+            found += _lazy_refusals()
         if found:
             raise _kind_of(found)([obstacle for obstacle, _ in found])
-        image.verify_data(progress)
+        late = None
+        if lazy:
+            from torpor.objects.late import Late
+
+            late = Late(root, image)
+        image.verify_data(progress, late.needed_now() if late else None)
         mode = _choose(pids, root)
         try:
-            return commit(image, root, mode)
+            return commit(image, root, mode, late)
         except (_IdTaken, _MayNotChoose):
             if pids == SAME or mode == NAMESPACE:
                 raise
-        return commit(image, root, NAMESPACE)
+        return commit(image, root, NAMESPACE, late)
+
+
+def _lazy_refusals() -> list[tuple[Obstacle, type[TorporError]]]:
+    """Why this kernel or this user cannot have a lazy restart."""
+    from torpor.lazy import server
+
+    refused = server.refusal()
+    return [(refused[0], NoPermission if refused[1] else Unsupported)] if refused else []
 
 
 # --- the check pass
@@ -351,26 +384,26 @@ def _taken(root: ProcessPlan) -> list[int]:
 # --- the commit pass
 
 
-def _commit_here(image: Image, root: ProcessPlan, mode: str) -> Restarted:
+def _commit_here(image: Image, root: ProcessPlan, mode: str, late: Late | None) -> Restarted:
     """Run the commit pass in this process, if it needs no namespaces. Raises like `_commit`."""
     if mode == NAMESPACE:
-        return _commit(image, root, mode)
+        return _commit(image, root, mode, late)
     try:
         _continue_clocks(image, False)
-        rebuilding = _rebuild(image, root, False)
+        rebuilding = _rebuild(image, root, False, late)
     except Exception as error:
         raise _failure(error) from error
-    rebuilding.let_go()
-    return _Child(rebuilding.born[0], root.record.pid, mode, rebuilding.warnings, -1)
+    image.keep_open()
+    return _Child(rebuilding.born[0], root.record.pid, mode, rebuilding.warnings, rebuilding.server)
 
 
-def _commit(image: Image, root: ProcessPlan, mode: str) -> Restarted:
+def _commit(image: Image, root: ProcessPlan, mode: str, late: Late | None) -> Restarted:
     """Run the commit pass in a keeper of its own. Raises TorporError; _IdTaken, _MayNotChoose for the ids."""
     receive, send = os.pipe2(os.O_CLOEXEC)
     keeper = os.fork()
     if keeper == 0:
         os.close(receive)
-        _keep(image, root, mode, send)
+        _keep(image, root, mode, late, send)
     os.close(send)
     try:
         answer = _receive(receive)
@@ -379,15 +412,22 @@ def _commit(image: Image, root: ProcessPlan, mode: str) -> Restarted:
             _, status = os.waitpid(keeper, 0)
             raise TorporError(Obstacle("restart", f"its keeper ended unexpectedly (wait status {status})"))
         kind, pid, rows = answer
-        obstacles = [Obstacle(what, reason, remedy, pid=number) for what, reason, remedy, number in rows]
         if kind == "ok":
             pid = pid or _find_inside(keeper, root.record.pid)
-            return Restarted(pid, root.record.pid, mode, obstacles, receive)
+            return Restarted(pid, root.record.pid, mode, _obstacles_of(rows), receive)
         os.close(receive)
         os.waitpid(keeper, 0)
-        raise _ERRORS[kind](obstacles)
+        raise _as_error(*answer)
     except BaseException:
         raise
+
+
+def _obstacles_of(rows: list[Row]) -> list[Obstacle]:
+    return [Obstacle(what, reason, remedy, pid=number) for what, reason, remedy, number in rows]
+
+
+def _as_error(kind: str, _pid: int, rows: list[Row]) -> TorporError:
+    return _ERRORS[kind](_obstacles_of(rows))
 
 
 def _find_inside(keeper: int, own_pid: int) -> int:
@@ -401,12 +441,14 @@ def _find_inside(keeper: int, own_pid: int) -> int:
     return 0
 
 
-def _send(channel: int, message: int | tuple[str, int, list[Row]]) -> None:
+def _send(channel: int, message: int | tuple[str, int, list[Row]]) -> bool:
+    """Whether somebody is there to hear it."""
     data = marshal.dumps(message)
     try:
         os.write(channel, len(data).to_bytes(4, "little") + data)
     except BrokenPipeError:
-        pass  # nobody waits for us any more
+        return False
+    return True
 
 
 def _receive(channel: int) -> object:
@@ -428,7 +470,7 @@ def _read(channel: int, length: int) -> bytes:
     return data
 
 
-def _keep(image: Image, root: ProcessPlan, mode: str, channel: int) -> None:
+def _keep(image: Image, root: ProcessPlan, mode: str, late: Late | None, channel: int) -> None:
     """The keeper: enter namespaces, rebuild the tree, be its parent until it ends. Does not return."""
     status = 1
     try:
@@ -445,11 +487,10 @@ def _keep(image: Image, root: ProcessPlan, mode: str, channel: int) -> None:
                 os.waitpid(init, 0)
                 os._exit(0)
             _become_init(own_groups)
-        _rebuild_and_stay(image, root, own_groups, channel)
+        _rebuild_and_stay(image, root, own_groups, late, channel)
         status = 0
     except BaseException as error:
-        failure = _failure(error)
-        _send(channel, (type(failure).__name__, 0, [(o.object, o.reason, o.remedy, o.pid) for o in failure.obstacles]))
+        _send(channel, _as_message(_failure(error)))
     finally:
         os._exit(status)
 
@@ -545,35 +586,52 @@ def _become_init(own_user: bool) -> None:
         clone.raise_ambient(AMBIENT)
 
 
-def _rebuild(image: Image, root: ProcessPlan, own_groups: bool) -> Rebuilding:
-    """The tree, complete but stopped. When that fails nothing is left of it."""
-    rebuilding = Rebuilding(root, Making(image), own_groups=own_groups)
+def _rebuild(image: Image, root: ProcessPlan, own_groups: bool, late: Late | None) -> Rebuilding:
+    """The tree, complete and let go. When that fails nothing is left of it."""
+    rebuilding = Rebuilding(root, Making(image), late, own_groups=own_groups)
     try:
         rebuilding.run()
-    except BaseException:
+        rebuilding.let_go()
+    except BaseException as error:
         rebuilding.abandon()
+        if rebuilding.server and rebuilding.server.failure:
+            raise rebuilding.server.failure from error
         raise
     return rebuilding
 
 
-def _rebuild_and_stay(image: Image, root: ProcessPlan, own_groups: bool, channel: int) -> None:
-    """Rebuild, report, let go; then wait for the tree and report its end."""
-    rebuilding = _rebuild(image, root, own_groups)
+def _rebuild_and_stay(image: Image, root: ProcessPlan, own_groups: bool, late: Late | None, channel: int) -> None:
+    """Rebuild, let go, report; then wait for the tree and report its end."""
+    rebuilding = _rebuild(image, root, own_groups, late)
     # Our own copy of the pipe must not keep the tree's descriptors alive, nor the image: close before, not after.
     first = rebuilding.born[0]
-    rows = [(o.object, o.reason, o.remedy, o.pid) for o in rebuilding.warnings]
-    rebuilding.let_go()
-    image.close()
-    _send(channel, ("ok", _pid_outside(first), rows))
+    server = rebuilding.server
+    if server is None:
+        image.close()
+    _send(channel, ("ok", _pid_outside(first), _rows(rebuilding.warnings)))
     _drop_terminal()
     _ignore_terminal()
     while True:
         try:
             pid, status = os.wait()
         except ChildProcessError:
-            return
-        if pid == first:
+            break
+        if pid == first and not (server and server.failure):
             _send(channel, status)
+    if server:
+        try:
+            server.finish()
+        except TorporError as error:
+            if not _send(channel, _as_message(error)):
+                server.log(error)
+
+
+def _rows(obstacles: Iterable[Obstacle]) -> list[Row]:
+    return [(o.object, o.reason, o.remedy, o.pid) for o in obstacles]
+
+
+def _as_message(error: TorporError) -> tuple[str, int, list[Row]]:
+    return type(error).__name__, 0, _rows(error.obstacles)
 
 
 def _pid_outside(pid: int) -> int:

@@ -30,6 +30,7 @@ VERB = Verb(
         Option("--detach", doc="leave it alone as soon as it runs, and print its process id"),
         Option("--pids", value="MODE", doc="same, namespace or auto: its old process ids here, or in a namespace of its own"),
         Option("--cpu", value="MODE", doc="same, or used: accept a CPU that lacks what the program never used"),
+        Option("--lazy", doc="let it run before its memory is there: what it touches comes at once, the rest behind, verified"),
         Option("--allow-changed", value="PATH", doc="a file that may differ from what it was; may be repeated", repeated=True),
         SERVER,
     ],
@@ -39,7 +40,7 @@ PASSED_ON = (signals.SIGHUP, signals.SIGINT, signals.SIGQUIT, signals.SIGTERM, s
 
 def run(arguments: Parsed) -> int:
     """Run the verb. Raises TorporError."""
-    detach, server = arguments.switch("detach"), arguments.text("server")
+    detach, lazy, server = arguments.switch("detach"), arguments.switch("lazy"), arguments.text("server")
     options: dict[str, Any] = {
         "pids": arguments.choice("pids", ("auto", "same", "namespace")),
         "cpu": arguments.choice("cpu", ("same", "used")),
@@ -47,13 +48,15 @@ def run(arguments: Parsed) -> int:
     }
     if server and not detach:
         raise UsageError(Obstacle("torpor restart", "what a server restarts is not this command's child", "say --detach"))
+    if server and lazy:
+        raise UsageError(Obstacle("torpor restart", "a server brings all memory back first", "leave out --server or --lazy"))
     progress = Progress("check")
     try:
         if server:
             return _by_server(server, arguments.operands[0], options, progress)
         from torpor.restart import restart, restart_as_child
 
-        program = (restart if detach else restart_as_child)(arguments.operands[0], progress=progress, **options)
+        program = (restart if detach else restart_as_child)(arguments.operands[0], lazy=lazy, progress=progress, **options)
     finally:
         progress.close()
     _report(program.warnings, program.mode, program.pid, program.own_pid)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from bisect import bisect_right
 
 from .checks import Refusal
 from .fields import (
@@ -36,6 +37,7 @@ from .record import Record, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from typing import ClassVar
 
 # As in PNG: a byte that no text has, the name, and a newline that a text-mode transfer would change.
@@ -241,3 +243,16 @@ def frame(record: Record) -> tuple[bytes, int]:
     framed = HEAD.pack(record.type_word, len(payload)) + payload
     crc = zlib.crc32(framed)
     return framed + TAIL.pack(crc, 0), crc
+
+
+def parts(start: int, length: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:
+    """What of a run of pages is in the ranges `ranges` and what is not: (address, bytes, whether it is)."""
+    end = start + length
+    index = max(bisect_right(ranges, (start, 1 << 64)) - 1, 0)
+    while start < end:
+        while index < len(ranges) and ranges[index][1] <= start:
+            index += 1
+        low, high = ranges[index] if index < len(ranges) else (end, end)
+        stop = min(end, high if low <= start else low)
+        yield start, stop - start, low <= start
+        start = stop

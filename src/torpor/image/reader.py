@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     R = TypeVar("R", bound=Record)
     Chunk = tuple[DataRecord, int]
+    Needed = tuple["Image", DataRecord, int]
 
 PIECE = 1 << 20  # bytes of data that a hashing thread holds
 TWO_THREADS = 8 << 20  # bytes of data from which a second thread pays
@@ -48,7 +49,7 @@ class Image:
     def __init__(self, fd: int, name: str) -> None:
         """Read the image in the regular file `fd`. Callers use `Image.open`."""
         self.fd, self.name = fd, name
-        self._owned = False
+        self._owned = self._kept = False
         self.directory = ""
         self.parents: dict[int, Image] = {}
         self.records: list[Record] = []
@@ -95,7 +96,12 @@ class Image:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self.close()
+        if not self._kept:
+            self.close()
+
+    def keep_open(self) -> None:
+        """Leave it open at the end of the `with`: who reads on calls `close`."""
+        self._kept = True
 
     def close(self) -> None:
         """Close the file, unless it belongs to the caller, and the parents. The records stay."""
@@ -138,27 +144,34 @@ class Image:
         except OSError as error:
             raise failure(self.name, "read the image", error) from error
 
-    def stored(self, record: DataRecord, offset: int) -> memoryview:
-        """All data of a chunk as it lies in the file, writable. BadImage if it has been altered, TorporError on EIO."""
-        stored = memoryview(bytearray(record.stored))
+    def stored(self, record: DataRecord, offset: int, room: memoryview | None = None) -> memoryview:
+        """All data of a chunk as it lies in the file, writable. BadImage if it has been altered, TorporError on EIO.
+
+        In the beginning of `room`, if that is given.
+        """
+        stored = memoryview(bytearray(record.stored)) if room is None else room[: record.stored]
         self.fill(stored, offset)
         if zlib.crc32(stored) != record.hash:
             raise self._altered(record, offset)
         return stored
 
-    def data(self, record: DataRecord, offset: int) -> memoryview:
+    def data(self, record: DataRecord, offset: int, room: memoryview | None = None) -> memoryview:
         """The same, decompressed. Unsupported: there is no library for that."""
-        stored = self.stored(record, offset)
         if not isinstance(record, CompressedPages):
-            return stored
+            return self.stored(record, offset, room)
+        stored = self.stored(record, offset)
         from . import compression
 
         try:
-            return memoryview(bytearray(compression.decompress(bytes(stored), record.length)))
+            data = compression.decompress(bytes(stored), record.length)
+            if room is None:
+                return memoryview(bytearray(data))
+            room[: record.length] = data
+            return room[: record.length]
         except ValueError as error:
             raise BadImage(Obstacle(self._where(record, offset), f"cannot be decompressed: {error}", DAMAGED)) from None
 
-    def needed_chunks(self) -> list[tuple[Image, DataRecord, int]]:
+    def needed_chunks(self) -> list[Needed]:
         """Every chunk that the program's data lies in: (image, record, offset), those of the opened parents included."""
         found = [(self, record, offset) for record, offset in self.chunks]
         earlier = {(pages.image, pages.chunk) for pages in self.of(EarlierPages) if self.parents.get(pages.image, self) is not self}
@@ -167,12 +180,12 @@ class Image:
             found.append((parent, *parent.chunks[chunk]))
         return found
 
-    def verify_data(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Hash all data, on two threads. BadImage for the first chunk in the file that is not what was written.
+    def verify_data(self, progress: Callable[[int, int], None] | None = None, wanted: list[Needed] | None = None) -> None:
+        """Hash all data, or what is `wanted` of it, on two threads. BadImage for the first chunk that is not what was written.
 
         `progress` is called on the calling thread, with the bytes done and the bytes in all.
         """
-        needed = self.needed_chunks()
+        needed = self.needed_chunks() if wanted is None else wanted
         longest = max((record.stored for _, record, _ in needed), default=0)
         total = sum(record.stored for _, record, _ in needed)
         chunks = iter(enumerate(needed))  # shared: each thread takes the next chunk that nobody has

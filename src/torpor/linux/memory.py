@@ -102,3 +102,36 @@ def differing(a: memoryview, b: memoryview) -> Iterator[tuple[int, int]]:
 def open_mem(pid: int) -> int:
     """A descriptor of /proc/PID/mem for os.pread and os.pwrite, which go through page protection."""
     return os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+
+
+_mmap = libc.function(
+    "mmap", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long, restype=ctypes.c_void_p
+)
+_munmap = libc.function("munmap", ctypes.c_void_p, ctypes.c_size_t, restype=ctypes.c_int)
+_PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS = 3, 0x22
+_LOW = range(0x10000000, 0x70000000, 0x2000000)
+
+
+class Room:
+    """Anonymous memory of this process, at an address that a 32-bit program could have as well if there is such a one free.
+
+    (UFFDIO_COPY takes nothing from an address that the target could not have; mm/userfaultfd.c, validate_unaligned_range().)
+    """
+
+    __slots__ = ("address", "view")
+
+    def __init__(self, length: int) -> None:
+        """`length` in bytes. Raises OSError."""
+        for hint in _LOW:
+            address = _mmap(hint, length or 1, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS, -1, 0)
+            if address is None or address == ctypes.c_void_p(-1).value:
+                raise libc.failure(f"mmap of {length} bytes")
+            if address + length <= 1 << 31 or hint == _LOW[-1]:
+                break
+            _munmap(address, length or 1)
+        self.address: int = address
+        self.view = memoryview((ctypes.c_char * length).from_address(address)).cast("B")
+
+    def free(self) -> None:
+        """Give it back; nobody may use it any more."""
+        _munmap(self.address, len(self.view) or 1)

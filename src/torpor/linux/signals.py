@@ -54,3 +54,8 @@ class Held:
 
     def __exit__(self, *_: object) -> None:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)
+
+
+def block_all() -> None:
+    """Block every signal that can be blocked, for good, on the calling thread."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
