@@ -1,4 +1,4 @@
-"""Lazy restarts: the program runs before its memory is there, does all that can be done to it meanwhile, and never reads anything wrong.
+"""Lazy restarts: the program runs before its memory is there, does all it can with it meanwhile, and never reads anything wrong.
 
 tests/programs/lazy.c checks its memory itself, and says how much of it was missing when it began.
 """
@@ -244,7 +244,7 @@ def test_damage_before_it_runs(programs: Path, tmp_path: Path) -> None:
     """What is needed at once is verified before a process is made."""
     program = saved(programs, tmp_path / "place", "nothing", mib=8)
     with Image.open(str(program.image)) as image:
-        record, offset = next((record, offset) for record, offset in image.chunks if record.length < 1 << 20)
+        offset = next(offset for record, offset in image.chunks if record.length < 1 << 20)
     with program.image.open("r+b") as file:
         file.seek(offset)
         file.write(bytes(7) + b"\xff")
@@ -332,9 +332,8 @@ def test_an_ordinary_user_is_refused(programs: Path, tmp_path: Path) -> None:
     for each in (program.image, *tmp_path.parents):
         if each.owner() == "root" and each != Path("/"):
             os.chmod(each, os.stat(each).st_mode | 0o555)
-    code = (
-        "import sys; sys.path.insert(0, {0!r}); from torpor.cli import main; sys.exit(main(['restart', {1!r}, '--lazy']))"
-    ).format(str(SRC), str(program.image))
+    words = ["restart", str(program.image), "--lazy"]
+    code = f"import sys; sys.path.insert(0, {str(SRC)!r}); from torpor.cli import main; sys.exit(main({words!r}))"
     interpreter = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
     done = subprocess.run(
         [interpreter, "-c", code], user=ORDINARY, group=ORDINARY, extra_groups=[], capture_output=True, text=True, env={}, cwd="/"
@@ -353,7 +352,7 @@ def test_a_kernel_that_will_not(
     def answer() -> int:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(server.userfaultfd, "create", answer)
+    monkeypatch.setattr("torpor.linux.userfaultfd.create", answer)
     with pytest.raises(kind, match="leave --lazy away"):
         torpor.restart(str(program.image), lazy=True)
 

@@ -107,9 +107,9 @@ def restart(
 
     `pids`: "same" ids as before in this pid namespace, a "namespace" of its own, or "auto", the first that can be had. `cpu`:
     "used"
-    admits a CPU that lacks what the old one only offered. `allow_changed`: files that may differ from what they were. `lazy`: let it
-    run when its records are checked, and bring its memory meanwhile; if that fails the tree is ended, and `wait` raises why. Raises
-    TorporError (BadImage, Unsupported, NoPermission, UsageError); nothing is left of the tree then.
+    admits a CPU that lacks what the old one only offered. `allow_changed`: files that may differ from what they were. `lazy`:
+    let it run when its records are checked, and bring its memory meanwhile; if that fails the tree is ended, and `wait` raises
+    why. Raises TorporError (BadImage, Unsupported, NoPermission, UsageError); nothing is left of the tree then.
     """
     return _restart(source, pids, cpu, allow_changed, lazy, progress, _commit)
 

@@ -1,9 +1,9 @@
 """Nobody reads zeros where memory could not be brought: the tree is ended first.
 
-When the last descriptor of a userfaultfd is closed the kernel gives zeros for all that has not come. So a second process, the guard,
-shares the table of descriptors of the one that serves (CLONE_FILES): what that one opens, and what the kernel opens for it when
-the program forks, is open in the guard, without an instant in between. If the server dies, by SIGKILL or otherwise, the guard ends the
-tree, and lets go of nothing before every address space in question is gone.
+When the last descriptor of a userfaultfd is closed the kernel gives zeros for all that has not come. So a second process, the
+guard, shares the table of descriptors of the one that serves (CLONE_FILES): what that one opens, and what the kernel opens for it
+when the program forks, is open in the guard, without an instant in between. If the server dies, by SIGKILL or otherwise, the guard
+ends the tree, and lets go of nothing before every address space in question is gone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import struct
+import time
 
 from torpor.errors import Obstacle
 from torpor.linux import clone, libc, pidfd, procfs, ptrace, signals, userfaultfd
@@ -28,7 +29,7 @@ _EVERY = 0.02  # s between two looks at what is left of the tree
 
 
 class Guard:
-    """The process that watches over the one that calls, and what it has been told. For a caller with a single thread (linux/clone.py)."""
+    """The process that watches over the one that calls, which has a single thread (linux/clone.py), and what it has been told."""
 
     __slots__ = ("_own", "_receive", "_send", "pid")
 
@@ -83,9 +84,9 @@ def _watch(server: int, channel: int) -> None:
             told = list(_TASK.iter_unpack(os.read(channel, 1 << 16)))
         except BlockingIOError:
             told = []
-        spaces = [fd for fd in procfs.fds(os.getpid()) if procfs.fd_link(os.getpid(), fd) == "anon_inode:[userfaultfd]"]
-        if told and _ALL_THERE not in told and spaces:
-            end_tree([(pid, fd) for pid, fd in told], spaces)
+        tree = [(pid, fd) for pid, fd in told]
+        if tree and _ALL_THERE not in tree and (spaces := _spaces()):
+            end_tree(tree, spaces)
             why = "the process that brings it was killed before all of it had come, so the program was ended"
             said = Obstacle("memory", why, "restart it from the image again")
             log(said)
@@ -94,26 +95,47 @@ def _watch(server: int, channel: int) -> None:
         os._exit(0)
 
 
+def _spaces() -> list[int]:
+    """Every userfaultfd that is open here."""
+    found = []
+    for fd in procfs.fds(os.getpid()):
+        try:
+            if procfs.fd_link(os.getpid(), fd) == "anon_inode:[userfaultfd]":
+                found.append(fd)
+        except OSError:
+            continue  # the one that has just listed them
+    return found
+
+
 def end_tree(tree: Sequence[Task], spaces: Iterable[int]) -> None:
     """Kill the tree, and whoever else asks for memory that will not come; returns when all address spaces `spaces` are gone."""
     left = set(spaces)
     for fd in left:
         userfaultfd.wake_all(fd)  # who has asked already asks once more
     while left:
-        _kill(tree)
-        poll = select.poll()
-        for fd in left:
-            poll.register(fd, select.POLLIN)
-        poll.poll(_EVERY * 1000)
-        for fd in list(left):
-            for message in userfaultfd.read(fd):
-                if message.kind == userfaultfd.FORK:
-                    left.add(message.a)
-                elif message.kind == userfaultfd.PAGEFAULT:
-                    _kill_asking(message.thread, message.a)
-        for fd in [fd for fd in left if userfaultfd.gone(fd)]:
-            left.discard(fd)
-            os.close(fd)
+        try:
+            _end_some(tree, left)
+        except (OSError, ValueError):
+            # Out of memory or descriptors, or a process has ended in the middle of a look: but nothing is let go.
+            time.sleep(_EVERY)
+
+
+def _end_some(tree: Sequence[Task], left: set[int]) -> None:
+    """One round of it; what has gone is taken out of `left`."""
+    _kill(tree)
+    poll = select.poll()
+    for fd in left:
+        poll.register(fd, select.POLLIN)
+    poll.poll(_EVERY * 1000)
+    for fd in list(left):
+        for message in userfaultfd.read(fd):
+            if message.kind == userfaultfd.FORK:
+                left.add(message.a)
+            elif message.kind == userfaultfd.PAGEFAULT:
+                _kill_asking(message.thread, message.a)
+    for fd in [fd for fd in left if userfaultfd.gone(fd)]:
+        left.discard(fd)
+        os.close(fd)
 
 
 def _kill(tree: Sequence[Task]) -> None:

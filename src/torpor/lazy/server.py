@@ -1,7 +1,8 @@
-"""Brings memory to a tree that runs already: what is asked for at once, the rest behind, each chunk verified before a byte of it is given.
+"""Brings memory to a tree that runs already: what is asked for at once, the rest behind, each chunk verified before it is given.
 
-One thread *serves*: it alone reads what the kernel tells of the address spaces and puts pages into them, so that everything is done in one
-order. Others *load*: they read chunks and hash them, one after the other. The image is read by `Image.data` and by nothing else.
+One thread *serves*: it alone reads what the kernel tells of the address spaces and puts pages into them, so that everything is
+done in one order. Others *load*: they read chunks and hash them, one after the other. The image is read by `Image.data` and by
+nothing else.
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ class Server:
                 return
 
     def _hear(self, space: Space, *, wait: bool = False) -> None:
-        """Read what has happened to an address space, and follow its changes. `wait`: something has, though it may not be told yet."""
+        """Read what has happened to an address space, and follow its changes. `wait`: something has, perhaps not told yet."""
         changes: list[Message] = []
         while True:
             for message in userfaultfd.read(space.fd):
@@ -349,7 +350,7 @@ class Server:
                 self._drop(space)
 
     def _copy(self, fd: int, start: int, end: int, source: int, done: list[tuple[int, int]]) -> None:
-        """Fill the range where it lacks pages. What has been, also when it fails, is added to `done`. Raises _Changing, _Gone, OSError."""
+        """Fill the range where it lacks pages; what has been is added to `done`, always. Raises _Changing, _Gone, OSError."""
         at, step = start, AT_ONCE
         try:
             while at < end:

@@ -1,8 +1,8 @@
 """An address space whose memory is on its way: where each piece of the image belongs, also after the program has moved it.
 
-The kernel tells what happens to the address space in messages. They come in the order in which they were sent, and each thread goes on
-when its message has been read: what one thread does because of what another one has done is told in the right order. But a change
-is made before it is told, so what happens at the same time may be told the wrong way round. That matters in one case:
+The kernel tells what happens to the address space in messages. They come in the order in which they were sent, and each thread
+goes on when its message has been read: what one thread does because of what another one has done is told in the right order. But
+a change is made before it is told, so what happens at the same time may be told the wrong way round. That matters in one case:
 memory is moved to an address that the kernel has chosen because it has just become free there, and this is heard of before the
 news that it has. Then nobody can tell what belongs where, and the program is ended rather than given the wrong memory.
 """
@@ -33,7 +33,7 @@ class Space:
     __slots__ = ("_by_chunk", "_pieces", "alone", "fd", "given")
 
     def __init__(self, fd: int, pieces: Iterable[Piece], alone: Callable[[], bool] = lambda: False) -> None:
-        """`pieces`: what is registered, ascending; what has no chunk is ZEROS. `alone` says whether only one thread is in it, surely."""
+        """`pieces`: what is registered, ascending; what has no chunk is ZEROS. `alone`: whether surely only one thread is in it."""
         self.fd, self.alone = fd, alone
         self.given: set[int] = set()
         self._pieces = list(pieces)
@@ -59,12 +59,15 @@ class Space:
         self._put((a, b, ZEROS, 0) for a, b, _, _ in self._cut(start, end))
 
     def apply(self, messages: list[Message]) -> list[Space]:
-        """Follow what has happened at the same time. The spaces of forked children. Raises TorporError when nobody can tell what."""
+        """Follow what has happened at the same time. The spaces of forked children. Raises TorporError: nobody can tell what."""
         if len(messages) > 1 and _ambiguous(messages) and not self.alone():
             raise TorporError(
-                Obstacle("memory", "two threads of the program have moved it about in the same instant, in an order that the kernel does "
-                         "not tell", "restart it without --lazy")
-            )  # fmt: skip
+                Obstacle(
+                    "memory",
+                    "two threads of the program have moved it about in the same instant, in an order that the kernel does not tell",
+                    "restart it without --lazy",
+                )
+            )
         children: list[Space] = []
         for message in messages:
             start, end = _from(message)

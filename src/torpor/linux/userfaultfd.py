@@ -1,12 +1,12 @@
 """Pages of a task that come when they are touched: userfaultfd(2), ioctl_userfaultfd(2).
 
-A userfaultfd belongs to the address space of the task that has made it; whoever has the descriptor serves it. A thread that touches a
-page which is not there, in a range that is registered, sleeps until the page has been put there, in a system call as well. What changes
-the address space meanwhile is told as an event, and the thread that does it waits until that has been read; from the change until
-then nothing can be put anywhere (`changing`).
+A userfaultfd belongs to the address space of the task that has made it; whoever has the descriptor serves it. A thread that
+touches a page which is not there, in a range that is registered, sleeps until the page has been put there, in a system call as
+well. What changes the address space meanwhile is told as an event, and the thread that does it waits until that has been read;
+from the change until then nothing can be put anywhere (`changing`).
 
-Sources: Documentation/admin-guide/mm/userfaultfd.rst, linux/userfaultfd.h, fs/userfaultfd.c, mm/userfaultfd.c. The structures
-are made of u64 on every architecture.
+Sources: Documentation/admin-guide/mm/userfaultfd.rst, linux/userfaultfd.h, fs/userfaultfd.c, mm/userfaultfd.c. The structures are
+made of u64 on every architecture.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _AT_ONCE = 64
 
 
 class Message:
-    """What has happened: PAGEFAULT at `a` of the thread `thread`, FORK of a child whose descriptor is `a`, REMAP of `c` bytes from `a`
-    to `b`, REMOVE (madvise(2)) or UNMAP of `a` to `b`.
+    """What has happened: PAGEFAULT at `a` of the thread `thread`, FORK of a child whose descriptor is `a`, REMAP of `c` bytes
+    from `a` to `b`, REMOVE (madvise(2)) or UNMAP of `a` to `b`.
     """
 
     __slots__ = ("a", "b", "c", "kind", "thread")
@@ -79,9 +79,9 @@ def register(fd: int, start: int, length: int) -> None:
 def copy(fd: int, target: int, source: int, length: int) -> tuple[int, int]:
     """Put `length` bytes of this process's memory at `source` there as pages at `target`, and wake who waits for them.
 
-    (bytes done, errno or 0). When some are done and not all, the errno is EAGAIN: go on behind them. When none is: EAGAIN, the address
-    space is being changed; EEXIST, the first page is there; ENOENT, the range is not registered, or not of one mapping; ESRCH, the
-    address space is gone.
+    (bytes done, errno or 0). When some are done and not all, the errno is EAGAIN: go on behind them. When none is: EAGAIN, the
+    address space is being changed; EEXIST, the first page is there; ENOENT, the range is not registered, or not of one mapping;
+    ESRCH, the address space is gone.
     """
     argument = (ctypes.c_int64 * 5)(target, source, length, 0, 0)
     if _ioctl(fd, _COPY, ctypes.addressof(argument)) == 0:

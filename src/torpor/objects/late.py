@@ -28,8 +28,8 @@ _NOW = SHARED | GROWSDOWN | LOCKED | LOCKONFAULT | DONTFORK | WIPEONFORK
 
 
 class Late:
-    """What comes when. `ranges`: for each address space that has any, whole mappings (start, end) that come late, ascending; `later`:
-    where their pages lie; `now`: where all others lie.
+    """What comes when. `ranges`: for each address space that has any, whole mappings (start, end) that come late, ascending;
+    `later`: where their pages lie; `now`: where all others lie.
     """
 
     __slots__ = ("_image", "later", "now", "ranges")

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from torpor.tasks.remote import Remote
 
 ENOMEM = 12
-LATE = 1 << 20
-"""Bytes of pages from which it is worth while that those of a mapping come while the program runs already (objects/late.py)."""
 _ADDRESS = all_of(in_range(0, 1 << 63), aligned(4096))  # whatever the page size of the image
 ANONYMOUS, FILE, SPECIAL = 0, 1, 2
 
@@ -52,7 +50,8 @@ HUGEPAGE, NOHUGEPAGE, MERGEABLE, SEQUENTIAL, RANDOM, NORESERVE, MAYWRITE = (1 <<
 # a program with a userfaultfd of its own is refused for that descriptor.
 _HARMLESS = frozenset("rd wr ex mr mw me ms ac sd sh gd lo lf dc wf dd hg nh mg sr rr nr nl dw sf ar gu uw".split())
 _REASONS = {
-    "um": "it is served by userfaultfd (so is a lazy restart until all of its memory has come)", "ui": "it is served by userfaultfd",
+    "um": "it is served by userfaultfd (so is a lazy restart until all of its memory has come)",
+    "ui": "it is served by userfaultfd",
     "ht": "it is of huge pages (hugetlbfs), which are not saved yet", "io": "it is the memory of a device",
     "pf": "it is the memory of a device", "ss": "it is a shadow stack, which is not saved yet",
     "sl": "it is sealed (mseal), and a sealed mapping cannot be made again", "dp": "it is droppable memory, which is not saved yet",
