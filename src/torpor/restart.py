@@ -56,6 +56,8 @@ class Restarted:
 
     def __init__(self, pid: int, own_pid: int, mode: str, warnings: list[Obstacle], channel: int) -> None:
         self.pid, self.own_pid, self.mode, self.warnings = pid, own_pid, mode, warnings
+        self.following = 0
+        """Bytes of memory that a lazy restart had still to bring when the program began to run."""
         self._channel = channel
 
     def wait(self) -> int:
@@ -158,11 +160,13 @@ def _restart(
         image.verify_data(progress, late.needed_now() if late else None)
         mode = _choose(pids, root)
         try:
-            return commit(image, root, mode, late)
+            program = commit(image, root, mode, late)
         except (_IdTaken, _MayNotChoose):
             if pids == SAME or mode == NAMESPACE:
                 raise
-        return commit(image, root, NAMESPACE, late)
+            program = commit(image, root, NAMESPACE, late)
+        program.following = late.following() if late else 0
+        return program
 
 
 def _lazy_refusals() -> list[tuple[Obstacle, type[TorporError]]]:

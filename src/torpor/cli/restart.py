@@ -59,6 +59,8 @@ def run(arguments: Parsed) -> int:
         program = (restart if detach else restart_as_child)(arguments.operands[0], lazy=lazy, progress=progress, **options)
     finally:
         progress.close()
+    if lazy:
+        print(f"torpor: process {program.pid} runs, and {program.following >> 20} MiB of its memory follow", file=sys.stderr)
     _report(program.warnings, program.mode, program.pid, program.own_pid)
     if detach:
         print(program.pid)

@@ -48,6 +48,10 @@ class Late:
                     self.now[ident] = _only(pages, ranges, False)
                     self.later[ident] = _only(pages, ranges, True)
 
+    def following(self) -> int:
+        """Bytes that come late."""
+        return sum(length for pages in self.later.values() for source in pages for _, length, _ in source.runs)
+
     def needed_now(self) -> list[Needed]:
         """The chunks of which something is needed before the program runs."""
         found: list[Needed] = [(self._image, record, at) for record, at in self._image.chunks if not isinstance(record, Pages)]
