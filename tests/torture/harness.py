@@ -445,7 +445,7 @@ class Torture:
 
     # -------------------------------------------------------------------------------- checkpoint, kill, restart
 
-    def cycle(self, *checkpoint_options: str) -> CycleTimes:
+    def cycle(self, *checkpoint_options: str, lazy: bool = False) -> CycleTimes:
         """At a random instant: checkpoint and kill, wait until all is gone, restart, see it go on."""
         image = self.directory / "image"
         time.sleep(self.random.uniform(0, 0.05))
@@ -458,7 +458,7 @@ class Torture:
         if self.heart.errors() > self.excused:
             raise self.failure("the program found errors before it was killed")
         size = image.stat().st_size
-        back = self.run_torpor("restart", image, "--detach")
+        back = self.run_torpor("restart", image, "--detach", *(["--lazy"] if lazy else []))
         if back.code:
             raise self.failure("the restart failed")
         self.pid = self.outside_pid()

@@ -5,6 +5,7 @@ TORPOR_TEST_FULL=1: 500 cycles on 64 bit and 500 on 32, over 1, 10 and 300 threa
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -41,3 +42,13 @@ def test_goes_on_after_checkpoints(build: Build, tmp_path: Path, bits: int) -> N
         victim.verify_tree()
         victim.cycle()
         print(f"{bits} bit: {len(seconds)} checkpoints of a program that goes on, at most {max(seconds) * 1000:.0f} ms each")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no lazy restart")
+@pytest.mark.parametrize("bits", [64, 32])
+def test_lazy_cycles(build: Build, tmp_path: Path, bits: int) -> None:
+    """The same, and each time the program runs before its memory is there."""
+    rng = random.Random(f"{SEED} {bits} lazy")
+    with Torture(build("torture", bits), tmp_path / "run", threads=10, rng=rng) as victim:
+        times = [victim.cycle(lazy=True) for _ in range(100 if FULL else 4)]
+        print(f"{bits} bit, lazy: {summary(times)}")
