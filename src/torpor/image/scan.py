@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from .record import Record
 
-WINDOW = 1 << 20  # bytes read at a time
+WINDOW = 1 << 16  # bytes read at a time: between chunks of memory lie only some hundred
 
 DAMAGED = "copy the image again, or take a new checkpoint"
 STRANGE = "read it with the torpor that wrote it, or take a new checkpoint"
