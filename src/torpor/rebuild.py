@@ -318,7 +318,7 @@ class Rebuilding:
         nodes = {key: number for (kind, key), number in self._carriers.items() if kind == "node"}
         pages = self._pages.get(process.mm.id, [])
         stub = self.stub.address, self.stub.work - self.stub.address
-        memory.fill(remote, process.mm, base, pages, nodes, stub)
+        memory.fill(remote, process.mm, base, pages, nodes, stub, self._processors)
         remote.reset()
         if self.server and self._late and (ranges := self._late.ranges.get(process.mm.id)):
             self.server.add(remote, ranges, self._late.later[process.mm.id])

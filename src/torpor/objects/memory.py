@@ -7,7 +7,6 @@ again, zero pages and untouched reservations cost nothing.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import stat
 import struct
@@ -24,7 +23,8 @@ from torpor.objects.nodes import Found
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import mmap
+    from collections.abc import Iterable, Iterator, Sequence, Set
     from collections.abc import Mapping as Mapping_
 
     from torpor.image.chain import Source
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from torpor.tasks.remote import Remote
 
 ENOMEM = 12
+TWO_THREADS = 16 << 20
+"""Bytes of pages from which a second thread pays."""
 _ADDRESS = all_of(in_range(0, 1 << 63), aligned(4096))  # whatever the page size of the image
 ANONYMOUS, FILE, SPECIAL = 0, 1, 2
 
@@ -331,12 +333,13 @@ def fill(
     pages: Sequence[Source],
     descriptors: Mapping_[int, int],
     stub: tuple[int, int],
+    processors: Set[int],
 ) -> None:
     """Map everything, bring the pages back, give protection and advice, and tell the kernel what lies where.
 
     `base`: the address space that the task has from its parent, in which only the differences are made; None after `vacate`:
     then `stub` is the range where the stub still lies. `pages`: where this address space's pages come from; `descriptors`: for a
-    file, the number under which the task has it open.
+    file, the number under which the task has it open; `processors`: where we may run.
     """
     remote.reset()
     inherited = {_identity(m): m for m in base.mappings if not m.attributes & (DONTFORK | WIPEONFORK)} if base else {}
@@ -375,7 +378,7 @@ def fill(
     for call, result in zip(calls, remote.checked(calls), strict=True):
         if call[0] in ("mmap", "mmap2") and result & ((1 << 8 * remote.arch.word) - 1) != call[1]:
             raise OSError(17, f"mmap in process {remote.thread.process.pid}: {call[1]:#x} is taken")
-    _write_pages(remote.thread.process.pid, pages)
+    _write_pages(remote.thread.process.pid, pages, processors)
     after += [("madvise", r.start, r.end - r.start, MADV_GUARD_INSTALL) for r in mm.guards]
     # Nothing of the stub may be mapped any more, or the kernel answers EBUSY to a program file.
     remote.checked([*after, _marks(remote, mm, -1 if base else descriptors[mm.exe])])
@@ -418,8 +421,41 @@ def _with_pages(mm: Mm, pages: Sequence[Source]) -> set[int]:
     return found
 
 
-def _write_pages(pid: int, pages: Sequence[Source]) -> None:
-    """Copy pages into process `pid`: straight from the files, unless they are compressed there."""
+def _write_pages(pid: int, pages: Sequence[Source], processors: Set[int]) -> None:
+    """Copy pages into process `pid`: straight from the files, unless they are compressed there. Large memory on two processors."""
+    if sum(length for source in pages for _, length, _ in source.runs) < TWO_THREADS:
+        _write_some(pid, pages)
+        return
+    import threading
+
+    left = iter(pages)  # shared: each thread takes the next one that nobody has
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            os.sched_setaffinity(0, processors)  # of this thread; the one that makes the tree stays on one processor
+            _write_some(pid, left)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(min(2, len(processors)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:
+        for _ in left:  # what is left after a Ctrl-C is not worth waiting for
+            pass
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _write_some(pid: int, pages: Iterable[Source]) -> None:
+    import mmap
+
     files: dict[int, mmap.mmap] = {}
     for source in pages:
         if isinstance(source.record, CompressedPages):
