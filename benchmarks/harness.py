@@ -150,7 +150,7 @@ class Warm:
 class Victim:
     """victim.c, running, or saved and not running. A context manager: in the end nothing of it is left."""
 
-    _FIELDS = ("reset", "longest", "longest_gap", "resumed", "readings", "ready", "address")
+    _FIELDS = ("reset", "longest", "longest_gap", "resumed", "readings", "ready", "address", "change")
 
     def __init__(self, argv: list[str], directory: Path, warm: Warm, others: int, server: Server) -> None:
         """`argv`: victim.c's program and its arguments but the file. `others`: its threads and processes beside the first one."""
@@ -198,6 +198,19 @@ class Victim:
         """Have it forget the longest time it stood still."""
         self._set("reset", 1)
         wait_for("the program that is measured runs", lambda: self.reset == 0)
+
+    def alter(self, pages: int) -> None:
+        """Have it change so many pages of its random data."""
+        self._set("change", pages)
+        wait_for("the program that is measured changes its data", lambda: self.change == 0)
+
+    def resident(self) -> int:
+        """Bytes of its memory that are there."""
+        try:
+            text = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return 0
+        return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("VmRSS:")), 0)
 
     def undisturbed(self) -> int:
         """The longest time it stands still by itself in 50 ms, ns: what the machine's scheduler contributes."""

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.harness import HERE, Command, Failed, Python, Server, Victim, Warm
+from benchmarks.harness import HERE, Command, Failed, Python, Server, Victim, Warm, wait_for
 
 MIB = 1 << 20
 SMALL = 64 << 10
 """Bytes of random data of a program whose threads or processes are what counts."""
 FEW = 3
 """How often is measured what hardly varies."""
+LARGE = 64 * MIB
+"""Bytes of memory from which it says something how much less there is to save the second time, and what can come later."""
+CHANGED = 100
+"""One page in so many changes from one image to the next."""
 
 
 class Case:
@@ -125,11 +130,13 @@ class Bench:
             for run in range(runs + 1):
                 # The first round fills caches (of bytecode, too) and is not counted.
                 self._checkpoint(victim, case, image, samples if run else Samples(), run)
+            if case.restarts and case.memory >= LARGE:
+                self._increments(victim, case, samples, runs)
             for _ in range(min(runs, FEW)):
                 samples.add("peak_rss", self._peak(victim, image))
             victim.end()
             for run in range(runs + 1 if case.restarts else 0):
-                self._restart(victim, image, samples if run else Samples(), run)
+                self._restart(victim, case, image, samples if run else Samples(), run)
             size = image.stat().st_size
             image.unlink()
         return {
@@ -140,8 +147,7 @@ class Bench:
     def _checkpoint(self, victim: Victim, case: Case, image: Path, samples: Samples, turn: int) -> None:
         """One round: each way to save the program, and the raw cost of as many bytes.
 
-        Each round begins with another of them: what one leaves for the disk to do slows the next one down. A further way (with
-        --parent, compressed) is a further row in `steps`, and a column in report.py.
+        Each round begins with another of them: what one leaves for the disk to do slows the next one down.
         """
         samples.add("undisturbed", victim.undisturbed())
         words = ("checkpoint", str(victim.pid), "-o", str(image))
@@ -187,6 +193,32 @@ class Bench:
             victim.await_running()
             samples.add(f"checkpoint_{name}_stopped", victim.longest)
 
+    def _increments(self, victim: Victim, case: Case, samples: Samples, runs: int) -> None:
+        """One image after the other of a program of which a hundredth changes meanwhile, as `torpor watch` takes them."""
+        place = self.directory / "chain"
+        place.mkdir()
+        for run in range(FEW):
+            parent = ""
+            for number in range(min(runs, FEW) + 1):
+                image = place / str(number)
+                if number:
+                    victim.alter(case.memory // os.sysconf("SC_PAGE_SIZE") // CHANGED)
+                victim.begin()
+                took, _, _ = self.warm.ask("next", str(victim.pid), str(image), *[parent] * bool(parent))
+                victim.await_running()
+                kind = "next" if number else "first"
+                samples.add(f"checkpoint_{kind}", took)
+                samples.add(f"checkpoint_{kind}_stopped", victim.longest)
+                samples.add(f"checkpoint_{kind}_bytes", image.stat().st_size)
+                parent = str(image)
+            if not run:
+                victim.alter(case.memory // os.sysconf("SC_PAGE_SIZE") // CHANGED)
+                words = ("checkpoint", str(victim.pid), "-o", str(place / "compared"), "--parent", parent)
+                samples.add("checkpoint_compared", self.run(self.python.torpor(*words)).took)
+            shutil.rmtree(place)
+            place.mkdir()
+        place.rmdir()
+
     def _peak(self, victim: Victim, image: Path) -> int:
         """The most memory (bytes of RSS) that a command for a checkpoint has had, as the kernel counts it (VmHWM, proc(5))."""
         image.unlink(missing_ok=True)
@@ -194,8 +226,8 @@ class Bench:
         status = dict(line.split(":", 1) for line in self.run(argv).out.splitlines() if ":" in line)
         return int(status["VmHWM"].split()[0]) << 10
 
-    def _restart(self, victim: Victim, image: Path, samples: Samples, turn: int) -> None:
-        """One round of restarts of a program that does not run. A further way (lazy) is a further row in `steps`."""
+    def _restart(self, victim: Victim, case: Case, image: Path, samples: Samples, turn: int) -> None:
+        """One round of restarts of a program that does not run."""
         words = ("restart", str(image), "--detach", *victim.options)
 
         def command(style: str, argv: list[str]) -> None:
@@ -209,6 +241,12 @@ class Bench:
             samples.add("restart_mechanism", took)
             samples.add("restart_mechanism_running", victim.await_restart(began))
 
+        def lazy() -> None:
+            found = self.run(self.python.torpor(*words, "--lazy"))
+            samples.add("restart_lazy_running", victim.await_restart(found.began))
+            wait_for("all of the program's memory comes", lambda: victim.resident() >= case.memory)
+            samples.add("restart_lazy_whole", time.time_ns() - found.began)
+
         def raw() -> None:
             samples.add("raw_in", int(self.run([str(self.raw), "in", str(image), str(image.stat().st_size)]).out))
 
@@ -217,6 +255,7 @@ class Bench:
             partial(command, "served", self.python.torpor(*words, *self.server.options)),
             mechanism,
             raw,
+            *[lazy] * (case.memory >= LARGE and os.geteuid() == 0),
         ]
         turn %= len(steps)
         for step in (*steps[turn:], *steps[:turn]):

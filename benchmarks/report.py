@@ -30,9 +30,9 @@ def time_of(key: str) -> Callable[[Row], str]:
     return lambda row: ms(row[key])
 
 
-def ratio(above: str, below: str) -> Callable[[Row], str]:
+def ratio(above: str, below: str, digits: int = 1) -> Callable[[Row], str]:
     """A column that shows how many times as long one thing takes as another."""
-    return lambda row: f"{row[above] / row[below]:.1f}x"
+    return lambda row: f"{row[above] / row[below]:.{digits}f}x"
 
 
 def rate(key: str, share: str = "image_bytes") -> Callable[[Row], str]:
@@ -84,6 +84,23 @@ RESTART: list[Column] = [
     ("(mechanism)", time_of("restart_mechanism_running")),
     ("raw", time_of("raw_in")),
     ("runs again/raw", ratio("restart_command_running", "raw_in")),
+]
+NEXT: list[Column] = [
+    ("program", name),
+    ("first image", time_of("checkpoint_first")),
+    ("next ones", time_of("checkpoint_next")),
+    ("next/first", ratio("checkpoint_next", "checkpoint_first", 3)),
+    ("stood still", time_of("checkpoint_next_stopped")),
+    ("bytes", lambda row: size(row["checkpoint_next_bytes"])),
+    ("next/first", ratio("checkpoint_next_bytes", "checkpoint_first_bytes", 3)),
+    ("command, compared", time_of("checkpoint_compared")),
+]
+LAZY: list[Column] = [
+    ("program", name),
+    ("runs again", time_of("restart_lazy_running")),
+    ("(all before)", time_of("restart_command_running")),
+    ("all is there", time_of("restart_lazy_whole")),
+    ("all is there/all before", ratio("restart_lazy_whole", "restart_command_running")),
 ]
 STARTS: list[Column] = [
     ("Python starts and loads", name),
@@ -164,12 +181,22 @@ def text(found: dict[str, Any]) -> str:
     ]
     if large := [row for row in cases if row["memory"] >= LARGE]:
         lines += ["The same as a rate, in GB (1e9 bytes of incompressible image) a second.", *table(RATE, large), ""]
+    if chains := [row for row in cases if "checkpoint_next" in row]:
+        lines += [
+            "One image after the other, a hundredth of the pages changed meanwhile, as `torpor watch` takes them (the function",
+            "alone); compared: `torpor checkpoint --parent`, which nobody has told what has changed.",
+            *table(NEXT, chains),
+            "",
+        ]
     if restarts := [row for row in cases if "restart_command" in row]:
         lines += [
             "Restart (--detach). runs again: from the start of the command to the program's next look at the clock.",
             "raw: first touch of fresh memory + read of as many bytes from the page cache.",
             *table(RESTART, restarts),
         ]
+    if late := [row for row in cases if "restart_lazy_running" in row]:
+        lines += ["", "Restart with --lazy: from the start of the command until it runs, and until all of its memory is there."]
+        lines += table(LAZY, late)
     if costs := slopes(cases):
         lines += ["", "Each further one costs, from the smallest to the largest program of its kind:", *table(SLOPES, costs)]
     return "\n".join(lines)

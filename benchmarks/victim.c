@@ -4,7 +4,8 @@
  *
  * The first thread reads the clocks in a tight loop and notes the longest time between two readings in FILE, which it shares with
  * the harness. MEMORY bytes are filled with random data, in huge pages if it
- * is told so (madvise(2)); all other threads and processes wait in pause(2), as idle ones do.
+ * is told so (madvise(2)); when it is told to, it changes so many pages of them, at random. All other threads and processes wait in
+ * pause(2), as idle ones do.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -26,9 +27,12 @@ struct shared {
     _Atomic uint64_t readings;
     _Atomic uint64_t ready;      /* threads and processes that have come up */
     _Atomic uint64_t address;    /* of the random data */
+    _Atomic uint64_t change;     /* set by the harness: change so many pages of it; cleared by us when that is done */
 };
 
 static struct shared *shared;
+static uint64_t *data;
+static size_t length;
 
 static void die(const char *what)
 {
@@ -51,6 +55,18 @@ static _Noreturn void *idle(void *unused)
         pause();
 }
 
+static void change(uint64_t pages)
+{
+    static uint64_t x = 88172645463325252u;
+    size_t page = sysconf(_SC_PAGESIZE);
+    while (pages--) {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        data[x % (length / page) * page / sizeof *data]++;
+    }
+}
+
 static _Noreturn void watch(void)
 {
     uint64_t monotonic = now(CLOCK_MONOTONIC), real = now(CLOCK_REALTIME);
@@ -68,6 +84,12 @@ static _Noreturn void watch(void)
             }
             atomic_store_explicit(&shared->readings, shared->readings + 1, memory_order_relaxed);
         }
+        if (shared->change) {
+            change(shared->change);
+            shared->change = 0;
+            m = now(CLOCK_MONOTONIC);
+            r = now(CLOCK_REALTIME);
+        }
         monotonic = m;
         real = r;
     }
@@ -77,7 +99,7 @@ int main(int argc, char **argv)
 {
     if (argc != 5 && argc != 6)
         return 2;
-    size_t length = strtoull(argv[2], NULL, 10);
+    length = strtoull(argv[2], NULL, 10);
     long threads = atol(argv[3]), processes = atol(argv[4]);
 
     int fd = open(argv[1], O_RDWR);
@@ -92,7 +114,7 @@ int main(int argc, char **argv)
     char *room = mmap(NULL, length + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (room == MAP_FAILED)
         die("mmap");
-    uint64_t *data = (uint64_t *)(((uintptr_t)room + huge - 1) & ~(uintptr_t)(huge - 1));
+    data = (uint64_t *)(((uintptr_t)room + huge - 1) & ~(uintptr_t)(huge - 1));
     if (madvise(data, length, argc == 6 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) && argc == 6)
         die("madvise");
     uint64_t x = 88172645463325252u; /* xorshift64: nothing that compresses it will find anything */

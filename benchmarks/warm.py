@@ -4,6 +4,7 @@ Each line on standard input is a request, its words separated by tabs; the answe
 
     checkpoint PID FILE      -> ok NS FILE DIRECTORY  (of it, in fsync of the file and of its directory)
     standing PID FILE        -> the same; the program stands still until all is written, as with --kill, but goes on
+    next PID FILE [PARENT]   -> the same; what has changed since PARENT, which was taken by this request, too (without: all)
     restart FILE [ALLOWED]   -> ok NS START PID      (START: when it began, CLOCK_REALTIME in ns)
     reap                     -> ok
                              -> failed TEXT
@@ -18,9 +19,11 @@ import time
 
 from torpor.checkpoint import checkpoint
 from torpor.restart import restart_as_child
+from torpor.tasks.tracking import Tracking
 
 story = sys.modules["torpor.checkpoint"]  # `torpor.checkpoint` is the function
 copy_from: int = vars(story)["WORTH_A_COPY"]
+tracking = Tracking()
 waited = {False: 0, True: 0}
 """ns in fsync: of files, of directories."""
 fsync = os.fsync
@@ -38,12 +41,16 @@ os.fsync = timed_fsync  # type: ignore[assignment]
 
 def answer(verb: str, words: list[str]) -> list[object]:
     """Do what a request says."""
-    if verb in ("checkpoint", "standing"):
-        pid, file = int(words[0]), words[1]
-        vars(story)["WORTH_A_COPY"] = copy_from if verb == "checkpoint" else 1 << 62
+    global tracking
+    if verb in ("checkpoint", "standing", "next"):
+        pid, file, parent = int(words[0]), words[1], words[2] if len(words) > 2 else None
+        if verb == "next" and not parent:
+            tracking.close()
+            tracking = Tracking()
+        vars(story)["WORTH_A_COPY"] = 1 << 62 if verb == "standing" else copy_from
         waited.update({False: 0, True: 0})
         start = time.perf_counter_ns()
-        checkpoint(pid, file)
+        checkpoint(pid, file, parent=parent, tracking=tracking if verb == "next" else None)
         return [time.perf_counter_ns() - start, waited[False], waited[True]]
     if verb == "restart":
         begin, start = time.time_ns(), time.perf_counter_ns()

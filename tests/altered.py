@@ -122,9 +122,9 @@ int main(int count, char **argument)
 
 
 class Subject:
-    """The program and, in `directory`, an image of it that needs an earlier one; `pid` is what it was."""
+    """The program and, in `directory`, an image of it; `pid` is what it was. `chained`: one that needs an earlier one, compressed."""
 
-    def __init__(self, directory: Path, *, word: int = 8) -> None:
+    def __init__(self, directory: Path, *, word: int = 8, chained: bool = False) -> None:
         self.directory, self.image = directory, directory / "image"
         source, program = directory / "subject.c", directory / "subject"
         source.write_text(SOURCE)
@@ -132,14 +132,20 @@ class Subject:
         subprocess.run([*options, "-o", str(program), str(source)], check=True)
         self.argv = [str(program), str(directory / "file"), str(directory / "gone")]
         with running(self.argv) as pid:
-            # In another directory, so that it is named by its whole path.
-            earlier = directory.with_name(directory.name + "-earlier") / "image"
-            earlier.parent.mkdir()
-            for options in (["-o", str(earlier)], ["-o", str(self.image), "--parent", str(earlier), "--compress", "zstd"]):
-                torpor = [sys.executable, "-m", "torpor", "checkpoint", str(pid), *options]
-                done = subprocess.run(torpor, env=environment(), capture_output=True, text=True, timeout=60)
-                assert done.returncode == 0, done.stderr
+            words: list[str] = []
+            if chained:
+                # In another directory, so that it is named by its whole path.
+                earlier = directory.with_name(directory.name + "-earlier") / "image"
+                earlier.parent.mkdir()
+                self._save(pid, earlier)
+                words = ["--parent", str(earlier), "--compress", "zstd"]
+            self._save(pid, self.image, *words)
             self.pid = pid
+
+    def _save(self, pid: int, image: Path, *words: str) -> None:
+        torpor = [sys.executable, "-m", "torpor", "checkpoint", str(pid), "-o", str(image), *words]
+        done = subprocess.run(torpor, env=environment(), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
 
 
 def environment() -> dict[str, str]:

@@ -66,7 +66,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         done = subprocess.run(["gcc", *M32, "-o", str(directory / "empty"), str(source)], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"this gcc makes no i386 programs: {done.stderr.strip()}")
-    return Subject(directory, word=request.param)
+    return Subject(directory, word=request.param, chained=True)
 
 
 @pytest.fixture(scope="module")
