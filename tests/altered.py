@@ -122,7 +122,7 @@ int main(int count, char **argument)
 
 
 class Subject:
-    """The program and, in `directory`, an image of it; `pid` is what it was. `chained`: one that needs an earlier one, compressed."""
+    """The program and, in `directory`, an image of it, `chained`: that needs an earlier one; `pid` is what it was."""
 
     def __init__(self, directory: Path, *, word: int = 8, chained: bool = False) -> None:
         self.directory, self.image = directory, directory / "image"
