@@ -397,7 +397,8 @@ def _commit_here(image: Image, root: ProcessPlan, mode: str, late: Late | None) 
         rebuilding = _rebuild(image, root, False, late)
     except Exception as error:
         raise _failure(error) from error
-    image.keep_open()
+    if late:
+        image.keep_open()  # it is read on
     return _Child(rebuilding.born[0], root.record.pid, mode, rebuilding.warnings, rebuilding.server)
 
 
