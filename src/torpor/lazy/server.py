@@ -13,7 +13,7 @@ import select
 import threading
 from queue import SimpleQueue
 
-from torpor.errors import Obstacle, TorporError
+from torpor.errors import Obstacle, TorporError, Unsupported
 from torpor.lazy.guard import Guard, end_tree, log
 from torpor.lazy.space import ZEROS, Space
 from torpor.linux import libc, pidfd, procfs, sched, userfaultfd
@@ -146,7 +146,12 @@ class Server:
         began: list[threading.Thread] = []
         while not began or began[-1].native_id in self._taken:
             thread = threading.Thread(target=self._serve_if_last, args=(began, decided, processors), daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                # So it is with Linux 6.1, in copy_process() of kernel/fork.c.
+                reason = "it gives no thread to a process whose children will have other clocks than itself"
+                raise Unsupported(Obstacle("kernel", reason, "leave --lazy away, or say --pids namespace")) from None
             began.append(thread)
         decided.set()
         for thread in began[:-1]:

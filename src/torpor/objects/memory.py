@@ -439,8 +439,13 @@ def _write_pages(pid: int, pages: Sequence[Source], processors: Set[int]) -> Non
             errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(min(2, len(processors)))]
-    for thread in threads:
-        thread.start()
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:
+        # Linux 6.1 gives no thread to a process whose children will have other clocks than itself (copy_process(), kernel/fork.c).
+        threads = [thread for thread in threads if thread.ident]
+        _write_some(pid, left)
     try:
         for thread in threads:
             thread.join()
