@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 
 from tests.settings import FULL, M32, ROOT, SEED, SRC
 
 __all__ = ["FULL", "M32", "ROOT", "SEED", "SRC"]
+
+# How long an example takes says something about the load of the machine, and nothing about torpor.
+hypothesis.settings.register_profile("torpor", deadline=None)
+hypothesis.settings.load_profile("torpor")
 
 
 def pytest_report_header() -> list[str]:

@@ -18,7 +18,7 @@ from torpor.linux import clone, libc, pidfd, procfs, ptrace, signals, userfaultf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     Task = tuple[int, int]
     """A process of the tree: its id, and a pidfd of it."""
@@ -85,7 +85,7 @@ def _watch(server: int, channel: int) -> None:
         except BlockingIOError:
             told = []
         tree = [(pid, fd) for pid, fd in told]
-        if tree and _ALL_THERE not in tree and (spaces := _spaces()):
+        if tree and _ALL_THERE not in tree and (spaces := _insist(_spaces)):
             end_tree(tree, spaces)
             why = "the process that brings it was killed before all of it had come, so the program was ended"
             said = Obstacle("memory", why, "restart it from the image again")
@@ -93,6 +93,15 @@ def _watch(server: int, channel: int) -> None:
             os.write(2, f"torpor: {said}\n".encode())
     finally:
         os._exit(0)
+
+
+def _insist(function: Callable[[], list[int]]) -> list[int]:
+    """Its result, whatever stands in the way for a while: to give up would be to let go."""
+    while True:
+        try:
+            return function()
+        except (OSError, MemoryError):  # out of memory or descriptors
+            time.sleep(_EVERY)
 
 
 def _spaces() -> list[int]:
@@ -115,7 +124,7 @@ def end_tree(tree: Sequence[Task], spaces: Iterable[int]) -> None:
     while left:
         try:
             _end_some(tree, left)
-        except (OSError, ValueError):
+        except (OSError, ValueError, MemoryError):
             # Out of memory or descriptors, or a process has ended in the middle of a look: but nothing is let go.
             time.sleep(_EVERY)
 
