@@ -21,6 +21,7 @@ from torpor.linux import clone, elf, libc, procfs
 from torpor.linux import signals as process_signals
 from torpor.linux.libc import PAGE
 from torpor.objects import files, judge, memory, memory_checks, nodes, plan, processes, signals, tables, threads, timers
+from torpor.objects.files import paths
 from torpor.objects.files.paths import OpenFile
 from torpor.objects.files.seen import O_PATH
 from torpor.objects.making import Making
@@ -209,6 +210,10 @@ def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) ->
     for record in image.records:
         if isinstance(record, files.RECORDS) and (obstacle := files.check(record, making)):
             yield obstacle, Unsupported
+    if any(process.arch.word == 4 for process in root.family()):
+        for opened in image.of(OpenFile):
+            if obstacle := paths.too_large(opened, making):
+                yield obstacle, Unsupported
     here = memory_checks.Here()
     own = procfs.status(os.getpid()) if os.geteuid() == 0 else None
     for process in root.family():

@@ -92,6 +92,7 @@ def save(seen: Seen, saving: Saving) -> int:
     return saving.add(OpenFile(id=saving.new_id(), node=node_id, flags=flags, position=position))
 
 
+_MOST_WITHOUT_LARGEFILE = 0x7FFFFFFF  # MAX_NON_LFS, linux/fs.h
 _FLAGS = 3 | STATUS_FLAGS | O_DIRECTORY | O_LARGEFILE | O_NOFOLLOW | O_PATH | O_TMPFILE
 _REMEDIES = {errno.EACCES: "change its permissions", errno.EPERM: "change its permissions", errno.ETXTBSY: "end the program first"}
 
@@ -139,6 +140,15 @@ def check(record: OpenFile, making: Making) -> Obstacle | None:
         reason = f"it cannot be opened as the program had it open ({error.strerror})"
         return Obstacle(f"file {node.path!r}", reason, _REMEDIES.get(error.errno or 0, ""))
     return None
+
+
+def too_large(record: OpenFile, making: Making) -> Obstacle | None:
+    """Why a file that a 32-bit program has opened without O_LARGEFILE cannot be opened again: it has grown (open(2), EOVERFLOW)."""
+    node = making.node(record.node)
+    if record.flags & (O_LARGEFILE | O_PATH) or not stat.S_ISREG(node.mode) or node.size <= _MOST_WITHOUT_LARGEFILE:
+        return None
+    reason = f"it has {node.size} bytes, and the program had opened it as one of less than 2 GiB (without O_LARGEFILE)"
+    return Obstacle(f"file {node.path!r}", reason, "take the checkpoint before it is that large")
 
 
 def of_process(record: OpenFile, making: Making) -> str:
