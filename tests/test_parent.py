@@ -276,7 +276,7 @@ def test_a_parent_is_missing(chain: tuple[Path, Path, Path], tmp_path: Path, los
     images[lost].unlink()
     for argv in (["restart", *allowing(chain[2])], ["verify"]):
         done = command(*argv, images[2])
-        assert done.returncode == 5 and f"{images[lost]}, in which some of the data" in done.stderr, done.stderr
+        assert done.returncode == 5 and f"{str(images[lost])!r}, in which some of the data" in done.stderr, done.stderr
         assert "is not there" in done.stderr
     done = command("inspect", images[2])
     assert done.returncode == 0 and f"{images[lost].name}, taken" in done.stdout and "(not there" in done.stdout

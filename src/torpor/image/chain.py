@@ -64,7 +64,7 @@ def place_of(image: Image, parent: ParentImage) -> str:
 
 def _open(image: Image, parent: ParentImage) -> Image:
     path = place_of(image, parent)
-    what = f"{path}, in which some of the data of {image.name} lies"
+    what = f"{path!r}, in which some of the data of {image.name} lies"
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe could last for ever
             raise BadImage(Obstacle(what, "is no file", ALTERED))
@@ -89,10 +89,10 @@ def _fault(image: Image, pages: EarlierPages) -> str | None:
     """What is wrong with where these pages are said to lie."""
     holder, unit = image.parents[pages.image], image.header.page_size
     if pages.chunk >= len(holder.chunks):
-        return f"there is no chunk {pages.chunk} in {holder.name}"
+        return f"there is no chunk {pages.chunk} in {holder.name!r}"
     record, _ = holder.chunks[pages.chunk]
     if not isinstance(record, Pages):
-        return f"chunk {pages.chunk} of {holder.name} holds no pages"
+        return f"chunk {pages.chunk} of {holder.name!r} holds no pages"
     for start, length, at in pages.runs:
         if (start | length | at) % unit:
             return f"{start:#x}+{length:#x} at {at:#x} is not of whole pages"
