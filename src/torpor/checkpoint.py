@@ -12,7 +12,7 @@ import os
 import time
 from bisect import bisect_right
 
-from torpor import preflight
+from torpor import arch, preflight
 from torpor.arch.waits import NO_LIMIT
 from torpor.errors import NoPermission, Obstacle, TorporError
 from torpor.image.format import Constant, FileData, Header
@@ -106,12 +106,14 @@ def _checkpoint(
 ) -> str:
     """The same, a step a line."""
     mappings = preflight.survey(pid, absent)
+    here = _Here(pid, mappings.values())
     naps, tree = _frozen(pid, absent, mappings)
 
     def pages(saving: Saving) -> PageWriter:
         return PageWriter(saving, progress, level, earlier)
 
-    with tree, ImageWriter.open(output) as writer, _Checkpoint(tree, writer, mappings, naps, absent, pages) as run:
+    opened = ImageWriter.open(output, later=True)  # to check and pack records takes as long as to make them
+    with tree, opened as writer, _Checkpoint(tree, writer, mappings, naps, absent, here, pages) as run:
         try:
             run.describe()
             run.save_memory(kill, tracking)
@@ -174,6 +176,27 @@ def _frozen(pid: int, absent: Mapping[int, int], pids: Iterable[int]) -> tuple[d
         time.sleep(0.002)
 
 
+class _Here:
+    """What the image tells of this machine: asked before anything stands still."""
+
+    def __init__(self, root: int, spaces: Iterable[Iterable[MappedRange]]) -> None:
+        self.uname = os.uname()
+        self.boot_id = procfs.boot_id()
+        self._offsets = procfs.timens_offsets(os.getpid())
+        try:
+            arch.of_program(root).header()  # asked once, and kept
+        except OSError:
+            pass  # it has just ended
+        self.code = nodes.Code()
+        for mappings in spaces:
+            self.code.look(mappings)
+
+    def clock_offsets(self, pid: int) -> tuple[int, int]:
+        """How far a process's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of torpor's own, in ns (time namespaces)."""
+        monotonic, boottime = procfs.timens_offsets(pid)
+        return monotonic - self._offsets[0], boottime - self._offsets[1]
+
+
 class _Checkpoint:
     """One run: the frozen tree, the writer, and what has been written so far."""
 
@@ -184,12 +207,13 @@ class _Checkpoint:
         mappings: dict[int, list[MappedRange]],
         naps: dict[int, Nap],
         absent: Mapping[int, int],
+        here: _Here,
         page_writer: Callable[[Saving], PageWriter],
     ) -> None:
         self.stopped = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self.tree, self.writer, self.mappings, self.naps = tree, writer, mappings, naps
-        self.absent = absent
-        self.saving = Saving(writer)
+        self.absent, self.here = absent, here
+        self.saving = Saving(writer, here.code)
         self.descriptors: dict[int, list[Seen]] = {}
         self.all_pages: dict[int, list[PageRun]] = {}
         self.pages: dict[int, list[PageRun]] = {}
@@ -238,14 +262,14 @@ class _Checkpoint:
             old = self.mappings.get(process.pid)
             if old is None or [_place(mapping) for mapping in old] != [_place(mapping) for mapping in process.mappings]:
                 self.mappings[process.pid] = procfs.smaps(process.pid)
+            self.here.code.note(self.mappings[process.pid])
             self.descriptors[process.pid] = look(process.pid)
         preflight.refuse(preflight.frozen(self.tree, self.mappings, self.descriptors))
 
     def write_header(self) -> None:
         """The image's header (R-B1) and its architecture's (R-B2)."""
-        uname = os.uname()
-        root = self.tree.processes[0]
-        monotonic_offset, boottime_offset = self.clock_offsets(root.pid)
+        here, root = self.here, self.tree.processes[0]
+        monotonic_offset, boottime_offset = here.clock_offsets(root.pid)
         kinds = sorted({process.arch.image_id for process in self.tree.alive()}, reverse=True)
         self.writer.add(
             Header(
@@ -254,11 +278,11 @@ class _Checkpoint:
                 realtime=time.time_ns(),
                 monotonic=self.stopped + monotonic_offset,
                 boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + boottime_offset,
-                release=uname.release,
-                version=uname.version,
-                machine=uname.machine,
-                host=uname.nodename,
-                boot_id=procfs.boot_id(),
+                release=here.uname.release,
+                version=here.uname.version,
+                machine=here.uname.machine,
+                host=here.uname.nodename,
+                boot_id=here.boot_id,
                 torpor=_version(),
                 constants=[
                     Constant(name="TASK_COMM_LEN", value=16),
@@ -270,16 +294,11 @@ class _Checkpoint:
         for header in {process.arch.header_record: process.arch.header for process in self.tree.alive()}.values():
             self.writer.add(header())
 
-    def clock_offsets(self, pid: int) -> tuple[int, int]:
-        """How far the process's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of torpor's own, in ns (time namespaces)."""
-        theirs, ours = procfs.timens_offsets(pid), procfs.timens_offsets(os.getpid())
-        return theirs[0] - ours[0], theirs[1] - ours[1]
-
     def question(self, process: FrozenProcess) -> _Told:
         """Let every thread of a process tell what only it can tell."""
         padding, hole = process.padding, process.hole
         told = _Told()
-        ahead, _ = self.clock_offsets(process.pid)
+        ahead, _ = self.here.clock_offsets(process.pid)
         for thread in process.threads:
             told.left[thread.tid] = sleeping.left(thread, self.naps, self.stopped, ahead, padding)
         try:
@@ -509,7 +528,7 @@ class _Checkpoint:
         return copy
 
     def write_copies(self) -> None:
-        """The pages in the copies; the program may be running."""
+        """The pages in the copies, and what has been read before; the program may be running."""
         for pid, copy in list(self.copies.items()):
             try:
                 copy.part()
@@ -520,6 +539,7 @@ class _Checkpoint:
                 raise
             _refuse_a_lost(copy, None)  # of memory that is gone, too, the kernel says that no page is there
             self.copies.pop(pid).end()  # what the program changes costs memory until then
+        self.page_writer.finish()
 
     def check_copy(self, pid: int, copy: snapshot.Copy) -> None:
         """Raises TorporError if the copy of a process has not all the mappings that it is to have."""

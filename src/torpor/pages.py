@@ -37,6 +37,9 @@ CHUNK = 4 << 20
 TWO_THREADS = 16 << 20
 """Bytes from which it pays that one thread reads while another one hashes and writes."""
 
+READ_AHEAD = 16 << 20
+"""Bytes of smaller memories that are read while a program stands still and written when it does not any more."""
+
 BUFFERS = 3
 """Chunks that these two threads have in hand at most, whatever the size of the program."""
 
@@ -73,13 +76,16 @@ class PageWriter:
         """Held by a thread that adds a record."""
         self._written: dict[tuple[int, int, int], tuple[int, int]] = {}
         """(hash, bytes, bytes in the file) of each chunk written -> its number, and where it lies."""
+        self._read: list[tuple[_Job, Chunk | None, bytearray]] = []
+        """What has been read and not written yet; behind the last chunk of a job None."""
+        self._read_bytes = 0
 
     def write(
         self, owner: int, source: Process, runs: Sequence[PageRun], *, fresh: bool, written: Sequence[tuple[int, int]] | None
     ) -> None:
         """The pages `runs` (mapping, address, bytes) of the address space with the id `owner`, as `source` has them.
 
-        In as few reads as possible, of at most CHUNK bytes. `fresh`: what the image leaves out will be as new, and not as in an
+        In as few reads as possible, of at most CHUNK bytes; the last of what has been read is written by `finish`. `fresh`: what the image leaves out will be as new, and not as in an
         address space that this one is to be a fork of. `written`: the runs (address, bytes), ascending, outside of which no page
         has been written since the parent image; None if that is not known. Raises OSError, TorporError.
         """
@@ -92,16 +98,26 @@ class PageWriter:
         job = _Job(owner, fresh, known, kept, self._compressor())
         if wanted >= TWO_THREADS:
             self._write_by_several(job, source, runs)
-        else:
-            for chunk in chunks(runs):
-                buffer = self._buffers.pop() if self._buffers else bytearray()
-                if len(buffer) < chunk.size:
-                    buffer = bytearray(min(CHUNK, wanted))  # no longer than that: its pages are all touched here
-                _read(source, chunk, buffer)
+            self._refer(job)
+            return
+        if self._read_bytes + wanted > READ_AHEAD:
+            self.finish()
+        self._read_bytes += wanted
+        for chunk in chunks(runs):
+            buffer = bytearray(chunk.size)
+            _read(source, chunk, buffer)
+            self._read.append((job, chunk, buffer))
+        self._read.append((job, None, bytearray()))
+
+    def finish(self) -> None:
+        """Write what has only been read."""
+        read, self._read, self._read_bytes = self._read, [], 0
+        for job, chunk, buffer in read:
+            if chunk is None:
+                self._refer(job)
+            else:
                 self._put(job, chunk, buffer)
-                self._buffers.append(buffer)
                 self._tell(chunk)
-        self._refer(owner, kept)
 
     def _compressor(self) -> Callable[[memoryview | bytes], bytes] | None:
         if not self._level:
@@ -181,15 +197,15 @@ class PageWriter:
                 number = self._writer.chunks
                 self._written[key] = number, self._writer.add_data(record, data, hashed=hashed)
 
-    def _refer(self, owner: int, kept: Kept) -> None:
+    def _refer(self, job: _Job) -> None:
         """Write where in earlier images the pages lie that are not in this one."""
         parent = self._parent
         if parent is None:
             return
-        for source, runs in kept.items():
+        for source, runs in job.kept.items():
             image = parent.id_of(source.image, self._saving)
             runs.sort()
-            self._writer.add(_earlier(owner, image, source.chunk, runs))
+            self._writer.add(_earlier(job.owner, image, source.chunk, runs))
 
     def _tell(self, chunk: Chunk) -> None:
         self._done += chunk.size

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torpor.linux.procfs import Mapping as MappedRange
     from torpor.linux.procfs import Status
-    from torpor.tasks.freeze import FrozenProcess, FrozenTree
+    from torpor.tasks.freeze import FrozenTree
 
 _NAMESPACES = {
     "pid": "process ids", "ipc": "System V objects", "uts": "the host name", "net": "the network",
@@ -152,7 +152,7 @@ def frozen(
             if thread.status.seccomp:
                 found.append(_seccomp(pid))
                 break
-    found += _shared_between(tree, descriptors)
+    found += _shared_between(tree)
     found += _descriptors(descriptors)
     return found
 
@@ -212,33 +212,21 @@ def _shared(leader: int, others: Sequence[int], pid: int) -> list[Obstacle]:
     return []
 
 
-def _shared_between(tree: FrozenTree, descriptors: Mapping[int, Sequence[Seen]]) -> list[Obstacle]:
+def _shared_between(tree: FrozenTree) -> list[Obstacle]:
     """Processes that share what only parent and child can share when they are made again, or memory."""
     found = []
-    alike: dict[object, list[FrozenProcess]] = {}
-    for process in tree.alive():
-        # Processes that share a table have the same descriptors: only those are compared.
-        key = tuple((seen.fd, seen.link) for seen in descriptors[process.pid])
-        alike.setdefault(key, []).append(process)
-    for group in alike.values():
-        for index, one in enumerate(group):
-            for other in group[:index]:
-                if kcmp.same(one.pid, other.pid, kcmp.VM):
-                    found.append(
-                        Obstacle("memory", f"it is shared with process {other.pid} (CLONE_VM), which is not saved yet", pid=one.pid)
-                    )
-                related = one.parent is other or other.parent is one
-                for kind, what in ((kcmp.FILES, "descriptor table"), (kcmp.FS, "working directory")):
-                    if not related and kcmp.same(one.pid, other.pid, kind) and not _by_parents(one, other, kind):
-                        reason = f"it is shared with process {other.pid}, which is neither its parent nor its child"
-                        found.append(Obstacle(what, reason, "this is not saved yet", pid=one.pid))
+    processes = {process.pid: process for process in tree.alive()}
+    for first, *others in kcmp.groups(processes, kcmp.VM):
+        for pid in others:
+            found.append(Obstacle("memory", f"it is shared with process {first} (CLONE_VM), which is not saved yet", pid=pid))
+    for kind, what in ((kcmp.FILES, "descriptor table"), (kcmp.FS, "working directory")):
+        for first, *others in kcmp.groups(processes, kind):
+            for pid in others:
+                parent = processes[pid].parent
+                if parent is None or parent.pid not in (first, *others):
+                    reason = f"it is shared with process {first}, which is neither its parent nor its child"
+                    found.append(Obstacle(what, reason, "this is not saved yet", pid=pid))
     return found
-
-
-def _by_parents(one: FrozenProcess, other: FrozenProcess, kind: int) -> bool:
-    """Whether a parent shares the same thing, so that the chain of parents leads from `one` to `other`."""
-    parent = one.parent
-    return parent is not None and not parent.zombie and kcmp.same(one.pid, parent.pid, kind)
 
 
 def _descriptors(descriptors: Mapping[int, Sequence[Seen]]) -> list[Obstacle]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .record import Record
 
 GATHER = 1 << 18  # bytes of records to collect before they are written
+WAITING = 4096  # records that wait at most
 
 
 def hash_of(buffers: Sequence[Buffer]) -> int:
@@ -44,8 +45,9 @@ class ImageWriter:
     """An image being written. Errors: TorporError or NoPermission when the bytes cannot be written, ValueError when
     the records make no image (a value out of range, a reference to nothing): that would be a bug of the caller."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, output: Output, *, later: bool = False) -> None:
+        self._output, self._later = output, later
+        self._waiting: list[Record] = []
         self._pending = bytearray(MAGIC)
         self._at = len(MAGIC)  # in the file, behind everything added so far
         self._records = self._chunks = self._data = self._crc = 0
@@ -53,9 +55,12 @@ class ImageWriter:
         self._references = References()
 
     @classmethod
-    def open(cls, target: str | os.PathLike[str] | int) -> Self:
-        """Begin an image at a path, "-" (standard output) or a descriptor, which stays the caller's."""
-        return cls(open_output(target))
+    def open(cls, target: str | os.PathLike[str] | int, *, later: bool = False) -> Self:
+        """Begin an image at a path, "-" (standard output) or a descriptor, which stays the caller's.
+
+        `later`: records are looked at and packed only when data follows them, or the end; they are not changed meanwhile.
+        """
+        return cls(open_output(target), later=later)
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +76,9 @@ class ImageWriter:
         """Add a record. The first one is the Header; what a record refers to comes before it."""
         if isinstance(record, DataRecord | Trailer):
             raise Refusal("", f"{type(record).__name__} is not for add()")
-        self._append(record)
+        self._waiting.append(record)
+        if not self._later or len(self._waiting) == WAITING:
+            self._catch_up()
 
     def add_data(self, record: DataRecord, buffers: Sequence[Buffer], *, hashed: int | None = None) -> int:
         """Add a record with its raw data, which is written straight from `buffers`; they may be reused afterwards.
@@ -79,6 +86,7 @@ class ImageWriter:
         `record.hash` and, unless the data is compressed, `record.length` are filled in here. The runs must have as many bytes.
         `hashed`: the hash (`hash_of`), if it is known. Returns where the data lies in the file.
         """
+        self._catch_up()
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         size = sum(map(len, views))
         if isinstance(record, CompressedPages):
@@ -110,6 +118,7 @@ class ImageWriter:
 
     def finish(self) -> None:
         """Complete the image; only now does a file appear under its name."""
+        self._catch_up()
         if not self._records:
             raise Refusal("", "an image without a Header")
         self._append(
@@ -123,6 +132,12 @@ class ImageWriter:
         )
         self._flush()
         self._output.commit()
+
+    def _catch_up(self) -> None:
+        """Append the records that wait."""
+        waiting, self._waiting = self._waiting, []
+        for record in waiting:
+            self._append(record)
 
     def _append(self, record: Record) -> None:
         if isinstance(record, Header) != (self._records == 0):

@@ -10,10 +10,13 @@ n log n comparisons. Needs ptrace rights on both tasks; ENOSYS where the kernel 
 from __future__ import annotations
 
 import ctypes
+from functools import cmp_to_key
 
 from torpor.linux import libc
 
 TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FILE, VM, FILES, FS, SIGHAND, IO, SYSVSEM, EPOLL_TFD = range(8)
 """Kinds of objects (linux/kcmp.h): open file, memory, descriptor table, cwd/root/umask, signal handlers, I/O context,
@@ -37,6 +40,17 @@ def same(pid1: int, pid2: int, kind: int) -> bool:
 def order(pid1: int, pid2: int, kind: int) -> int:
     """-1, 0 or 1: how the kernel sorts the two tasks' objects of that kind."""
     return _sign(libc.call("kcmp", pid1, pid2, kind, 0, 0))
+
+
+def groups(pids: Iterable[int], kind: int) -> list[list[int]]:
+    """The tasks, gathered by the object of that kind that they share: n log n comparisons, for the kernel has them in an order."""
+    found: list[list[int]] = []
+    for pid in sorted(pids, key=cmp_to_key(lambda one, other: order(one, other, kind))):
+        if found and same(found[-1][0], pid, kind):
+            found[-1].append(pid)
+        else:
+            found.append([pid])
+    return found
 
 
 def same_file(pid1: int, fd1: int, pid2: int, fd2: int) -> bool:

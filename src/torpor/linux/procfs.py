@@ -172,9 +172,20 @@ def maps_text(pid: int) -> bytes:
     return _read(f"/proc/{pid}/maps")
 
 
+_latest: tuple[bytes, list[Mapping]] = b"", []
+"""What `maps` has read last, and made of it."""
+
+
 def maps(pid: int) -> list[Mapping]:
-    """The mappings in ascending order, without VmFlags. Empty for zombies and kernel threads."""
-    return [_mapping(pid, line) for line in maps_text(pid).split(b"\n") if line]
+    """The mappings in ascending order, without VmFlags. Empty for zombies and kernel threads.
+
+    The same objects when the text is the same as the time before: a process is asked twice, and its children often have the same.
+    """
+    global _latest
+    text = maps_text(pid)
+    if text != _latest[0] or _DELETED in text or b"\\012" in text:  # of such names there is more to ask
+        _latest = text, [_mapping(pid, line) for line in text.split(b"\n") if line]
+    return list(_latest[1])
 
 
 def smaps(pid: int) -> list[Mapping]:
@@ -341,9 +352,8 @@ class Status:
 
     __slots__ = (
         "blocked", "cap_ambient", "cap_bounding", "cap_effective", "cap_inheritable", "cap_permitted", "caught",
-        "cpus_allowed", "fd_size", "gids", "groups", "ignored", "name", "ngid", "no_new_privs", "ns_pgid", "ns_pid",
-        "ns_sid", "ns_tgid", "pending", "pid", "ppid", "seccomp", "seccomp_filters", "shd_pending", "state", "tgid",
-        "thp_enabled", "threads", "tracer_pid", "uids", "umask", "vm_lck", "vm_pin", "vm_rss", "vm_size", "vm_swap",
+        "gids", "groups", "ignored", "name", "no_new_privs", "ns_pgid", "ns_pid", "ns_sid", "ns_tgid", "pending", "pid", "ppid",
+        "seccomp", "shd_pending", "state", "tgid", "threads", "tracer_pid", "uids", "umask",
     )  # fmt: skip
 
     def __init__(self, data: bytes) -> None:
@@ -360,24 +370,19 @@ class Status:
         self.umask = int(get(b"Umask", b"-1"), 8)
         self.state = table[b"State"][1:2].decode()
         """The letter, as in Stat.state."""
-        self.tgid, self.ngid, self.pid = int(table[b"Tgid"]), int(get(b"Ngid", b"0")), int(table[b"Pid"])
+        self.tgid, self.pid = int(table[b"Tgid"]), int(table[b"Pid"])
         self.ppid, self.tracer_pid = int(table[b"PPid"]), int(table[b"TracerPid"])
         real, effective, saved, fs = table[b"Uid"].split()
         self.uids = (int(real), int(effective), int(saved), int(fs))
         """Real, effective, saved, file system."""
         real, effective, saved, fs = table[b"Gid"].split()
         self.gids = (int(real), int(effective), int(saved), int(fs))
-        self.fd_size = int(get(b"FDSize", b"0"))
         self.groups = [int(group) for group in table[b"Groups"].split()]
         self.ns_tgid = [int(word) for word in get(b"NStgid", table[b"Tgid"]).split()]
         self.ns_pid = [int(word) for word in get(b"NSpid", table[b"Pid"]).split()]
         self.ns_pgid = [int(word) for word in get(b"NSpgid", b"").split()]
         self.ns_sid = [int(word) for word in get(b"NSsid", b"").split()]
         self.threads = int(get(b"Threads", b"0"))
-        self.vm_size, self.vm_lck = _kilobytes(get(b"VmSize")), _kilobytes(get(b"VmLck"))
-        self.vm_pin, self.vm_rss = _kilobytes(get(b"VmPin")), _kilobytes(get(b"VmRSS"))
-        self.vm_swap = _kilobytes(get(b"VmSwap"))
-        """All vm_* in KiB."""
         self.pending, self.shd_pending = int(table[b"SigPnd"], 16), int(table[b"ShdPnd"], 16)
         """Signals that wait for this thread, and for any thread of the process."""
         self.blocked = int(table[b"SigBlk"], 16)
@@ -388,26 +393,6 @@ class Status:
         self.no_new_privs = int(get(b"NoNewPrivs", b"0"))
         self.seccomp = int(get(b"Seccomp", b"0"))
         """0 disabled, 1 strict, 2 filter."""
-        self.seccomp_filters = int(get(b"Seccomp_filters", b"0"))
-        self.thp_enabled = int(get(b"THP_enabled", b"0"))
-        """0 after prctl(PR_SET_THP_DISABLE), and where the kernel does not say."""
-        self.cpus_allowed = _numbers(get(b"Cpus_allowed_list", b""))
-
-
-def _kilobytes(value: bytes | None) -> int:
-    return int(value[:-3]) if value else 0
-
-
-def _numbers(text: bytes) -> list[int]:
-    """The numbers of a kernel list such as "0-3,8"."""
-    found: list[int] = []
-    for piece in text.split(b","):
-        low, dash, high = piece.partition(b"-")
-        if dash:
-            found.extend(range(int(low), int(high) + 1))
-        elif low.strip():
-            found.append(int(low))
-    return found
 
 
 def status(pid: int, tid: int | None = None) -> Status:

@@ -10,6 +10,7 @@ Whether a page is shared is seen by its frame number, where the kernel shows it 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 
 from torpor.linux import memory, pagemap
 from torpor.linux.libc import PAGE
@@ -66,28 +67,30 @@ def compare(
     own: Runs = []
     shared = 0
     mine: list[tuple[int, int]] = []
-    same = _same_by_frame(parent.pid, child.pid) or _same_by_contents
-    for mapping, address, length in child_runs:
-        if (mapping.start, mapping.end) not in alike:
-            own.append((mapping, address, length))
-            continue
-        mine.append((address, length))
-        at = address
-        for start, size in _overlaps(address, length, theirs):
-            for first, count in same(parent.pid, child.pid, start, size):
-                if first > at:
-                    own.append((mapping, at, first - at))
-                at = first + count
-                shared += count
-        if at < address + length:
-            own.append((mapping, at, address + length - at))
+    pids, pagemaps = (parent.pid, child.pid), (pagemap.open(parent.pid), pagemap.open(child.pid))
+    try:
+        for mapping, address, length in child_runs:
+            if (mapping.start, mapping.end) not in alike:
+                own.append((mapping, address, length))
+                continue
+            mine.append((address, length))
+            at = address
+            for start, size in _overlaps(address, length, theirs):
+                for first, count in _same(pids, pagemaps, start, size):
+                    if first > at:
+                        own.append((mapping, at, first - at))
+                    at = first + count
+                    shared += count
+            if at < address + length:
+                own.append((mapping, at, address + length - at))
+    finally:
+        for fd in pagemaps:
+            os.close(fd)
     return Heritage(own, list(_without(theirs, mine)), shared)
 
 
 def _overlaps(address: int, length: int, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The parts of `address`, `length` that lie in one of the ascending `runs`."""
-    from bisect import bisect_right
-
     index = max(0, bisect_right(runs, (address, 1 << 63)) - 1)
     end = address + length
     while index < len(runs) and runs[index][0] < end:
@@ -110,30 +113,14 @@ def _without(runs: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iter
             yield at, address + length - at
 
 
-def _same_by_frame(parent: int, child: int) -> _Same | None:
-    """A comparison by page frame numbers, or None where the kernel hides them (no CAP_SYS_ADMIN)."""
-    try:
-        with open("/proc/self/status") as file:
-            capable = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff")) >> 21 & 1
-    except OSError:
-        return None
-    if not capable:
-        return None
-
-    def same(parent: int, child: int, address: int, length: int) -> Iterator[tuple[int, int]]:
-        a, b = pagemap.open(parent), pagemap.open(child)
-        try:
-            left, right = pagemap.pfns(a, address, address + length), pagemap.pfns(b, address, address + length)
-        finally:
-            os.close(a)
-            os.close(b)
-        if left is None or right is None:
-            yield from _same_by_contents(parent, child, address, length)
-            return
-        for first, count in pagemap.same_frames(left, right):
-            yield address + first * PAGE, count * PAGE
-
-    return same
+def _same(pids: tuple[int, int], pagemaps: tuple[int, int], address: int, length: int) -> Iterator[tuple[int, int]]:
+    """The runs (address, bytes) of pages that two processes share."""
+    left, right = (pagemap.pfns(fd, address, address + length) for fd in pagemaps)
+    if left is None or right is None:  # the kernel hides frame numbers (no CAP_SYS_ADMIN)
+        yield from _same_by_contents(*pids, address, length)
+        return
+    for first, count in pagemap.same_frames(left, right):
+        yield address + first * PAGE, count * PAGE
 
 
 def _same_by_contents(parent: int, child: int, address: int, length: int) -> Iterator[tuple[int, int]]:
@@ -153,9 +140,3 @@ def _same_by_contents(parent: int, child: int, address: int, length: int) -> Ite
                 if left[page : page + PAGE] == right[page : page + PAGE]:
                     yield at + page, PAGE
         at += size
-
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    _Same = Callable[[int, int, int, int], Iterator[tuple[int, int]]]

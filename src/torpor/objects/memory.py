@@ -187,7 +187,15 @@ def seen_contents(pid: int, mapping: Mapping) -> Iterator[tuple[int, bytes]]:
 
 def attributes(mapping: Mapping) -> int:
     """A mapping's VmFlags as a MappingRecord has them."""
-    return sum(1 << bit for bit, (code, _) in ATTRIBUTES.items() if code in mapping.flags)
+    found = _known_attributes.get(mapping.flags, -1)
+    if found < 0:
+        found = sum(1 << bit for bit, (code, _) in ATTRIBUTES.items() if code in mapping.flags)
+        _known_attributes[mapping.flags] = found
+    return found
+
+
+_known_attributes: dict[frozenset[str], int] = {}
+"""By VmFlags: few of their combinations occur."""
 
 
 def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, saving: Saving) -> Mm:
@@ -198,20 +206,23 @@ def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, savi
     for mapping in mappings:
         if ignored(mapping):
             continue
-        prot = mapping.readable | mapping.writable << 1 | mapping.executable << 2
-        record = MappingRecord(start=mapping.start, end=mapping.end, kind=ANONYMOUS, prot=prot, attributes=attributes(mapping))
+        kind, seen, node, offset, name = ANONYMOUS, attributes(mapping), 0, 0, ""
         if special(mapping):
-            record.kind, record.name, record.attributes = SPECIAL, mapping.path, 0
-            if mapping.path == "[vdso]":
+            kind, seen, name = SPECIAL, 0, mapping.path
+            if name == "[vdso]":
                 vdso = elf.build_id(os.pread(process.mem, mapping.length, mapping.start))
         elif mapping.inode or mapping.path.startswith("/"):
-            record.kind, record.offset = FILE, mapping.offset
-            record.node = node_of(mapping, pid, mappings, saving)
-        records.append(record)
+            kind, node, offset = FILE, node_of(mapping, pid, mappings, saving), mapping.offset
+        prot = mapping.readable | mapping.writable << 1 | mapping.executable << 2
+        records.append(
+            MappingRecord(
+                start=mapping.start, end=mapping.end, kind=kind, prot=prot, attributes=seen, node=node, offset=offset, name=name
+            )
+        )
     exe = os.stat(f"/proc/{pid}/exe")
     path = procfs.exe(pid)
     program = Found(path.removesuffix(" (deleted)") if exe.st_nlink == 0 else path, exe.st_nlink == 0, exe, f"/proc/{pid}/exe")
-    number = saving.known(program.key) or saving.add(nodes.describe(program, saving.new_id(), code=True), program.key)
+    number = saving.known(program.key) or saving.add(nodes.describe(program, saving.new_id(), saving.code), program.key)
     return Mm(
         id=saving.new_id(),
         exe=number,
@@ -248,8 +259,13 @@ def _guards(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[int, int]]:
 
 def node_of(mapping: Mapping, pid: int, mappings: Sequence[Mapping], saving: Saving) -> int:
     """The id of the file under one of the `mappings` of a process, written now if it has not been."""
-    node = found(mapping, pid, mappings)
-    return saving.known(node.key) or saving.add(nodes.describe(node, saving.new_id(), code=mapping.executable), node.key)
+    asked = "mapped", mapping.path, mapping.deleted, mapping.inode, mapping.major, mapping.minor
+    if not saving.known(asked):
+        node = found(mapping, pid, mappings)
+        if not saving.known(node.key):
+            saving.add(nodes.describe(node, saving.new_id(), saving.code), node.key)
+        saving.also(asked, node.key)
+    return saving.known(asked)
 
 
 def own_pages(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[Mapping, int, int]]:

@@ -18,7 +18,9 @@ from torpor.linux import elf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from torpor.linux.procfs import Mapping
 
 NAMED, DELETED, MEMFD, SHARED, VIRTUAL, OF_PROCESS = range(6)
 WITH_CONTENTS = (DELETED, MEMFD, SHARED)
@@ -99,8 +101,42 @@ class Found:
         return DELETED if self.deleted else NAMED
 
 
-def describe(found: Found, number: int, *, code: bool) -> FileNode:
-    """The record of a file; `code`: it is mapped executable, so its build is noted too. Raises OSError."""
+class Code:
+    """Which files are mapped as code, and of which build each of them is."""
+
+    def __init__(self) -> None:
+        self._inodes: set[int] = set()
+        self._builds: dict[tuple[int, int, int, int], tuple[bytes, bytes]] = {}
+
+    def note(self, mappings: Iterable[Mapping]) -> None:
+        """Note what is code among these mappings."""
+        self._inodes.update(mapping.inode for mapping in mappings if mapping.executable and mapping.inode)
+
+    def look(self, mappings: Iterable[Mapping]) -> None:
+        """The same, and look at the builds, while nothing stands still yet."""
+        self.note(mappings)
+        for path, inode in {(m.path, m.inode) for m in mappings if m.executable and m.inode and not m.deleted}:
+            try:
+                st = os.stat(path)
+                if st.st_ino == inode:
+                    self.build(path, st)
+            except OSError:
+                pass  # whoever needs it will say why
+
+    def has(self, st: os.stat_result) -> bool:
+        """Whether a file may be mapped as code. (Not every file system shows the same device in stat(2) and in maps.)"""
+        return st.st_ino in self._inodes
+
+    def build(self, path: str, st: os.stat_result) -> tuple[bytes, bytes]:
+        """The fingerprint of the file `path`, whose stat is `st`. Raises OSError."""
+        key = st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns
+        if key not in self._builds:
+            self._builds[key] = fingerprint(path)
+        return self._builds[key]
+
+
+def describe(found: Found, number: int, code: Code) -> FileNode:
+    """The record of a file. Raises OSError."""
     st = found.stat
     device = (os.major(st.st_rdev) << 32 | os.minor(st.st_rdev)) if stat.S_ISCHR(st.st_mode) else 0
     node = FileNode(
@@ -120,8 +156,8 @@ def describe(found: Found, number: int, *, code: bool) -> FileNode:
             node.seals = fcntl.fcntl(fd, F_GET_SEALS)
         finally:
             os.close(fd)
-    elif code and found.kind == NAMED and stat.S_ISREG(st.st_mode):
-        node.build_id, node.digest = fingerprint(found.open_path)
+    elif found.kind == NAMED and stat.S_ISREG(st.st_mode) and code.has(st):
+        node.build_id, node.digest = code.build(found.open_path, st)
     return node
 
 

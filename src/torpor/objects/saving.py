@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
     from torpor.image.record import Record
     from torpor.image.writer import ImageWriter
+    from torpor.objects.nodes import Code
 
 
 class Saving:
@@ -17,8 +18,8 @@ class Saving:
     chooses for itself, the id of everything that has been written.
     """
 
-    def __init__(self, writer: ImageWriter) -> None:
-        self.writer = writer
+    def __init__(self, writer: ImageWriter, code: Code) -> None:
+        self.writer, self.code = writer, code
         self._last = 0
         self._seen: dict[Hashable, int] = {}
 

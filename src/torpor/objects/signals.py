@@ -132,8 +132,11 @@ def ask_actions(address: int, arch: Arch) -> list[tuple[str | int, ...]]:
 def read_actions(data: bytes, arch: Arch) -> list[Action]:
     """The actions that `ask_actions` has written, without those that are the default."""
     size, actions = action_size(arch), []
+    default = bytes(size)
     for index in range(COUNT):
         part = data[index * size : (index + 1) * size]
+        if part == default:
+            continue
         handler, flags, restorer, *_ = *arch.unwords(part[:-8]), 0
         mask = arch.from_sigset(part[-8:])
         if handler or flags or mask:
