@@ -85,9 +85,10 @@ class PageWriter:
     ) -> None:
         """The pages `runs` (mapping, address, bytes) of the address space with the id `owner`, as `source` has them.
 
-        In as few reads as possible, of at most CHUNK bytes; the last of what has been read is written by `finish`. `fresh`: what the image leaves out will be as new, and not as in an
-        address space that this one is to be a fork of. `written`: the runs (address, bytes), ascending, outside of which no page
-        has been written since the parent image; None if that is not known. Raises OSError, TorporError.
+        In as few reads as possible, of at most CHUNK bytes; the last of what has been read is written by `finish`. `fresh`: what
+        the image leaves out will be as new, and not as in an address space that this one is to be a fork of. `written`: the runs
+        (address, bytes), ascending, outside of which no page has been written since the parent image; None if that is not known.
+        Raises OSError, TorporError.
         """
         known = self._parent.memory_of(source.own_pid) if self._parent else None
         kept: Kept = {}

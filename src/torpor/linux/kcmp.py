@@ -10,13 +10,15 @@ n log n comparisons. Needs ptrace rights on both tasks; ENOSYS where the kernel 
 from __future__ import annotations
 
 import ctypes
-from functools import cmp_to_key
 
 from torpor.linux import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 FILE, VM, FILES, FS, SIGHAND, IO, SYSVSEM, EPOLL_TFD = range(8)
 """Kinds of objects (linux/kcmp.h): open file, memory, descriptor table, cwd/root/umask, signal handlers, I/O context,
@@ -43,13 +45,29 @@ def order(pid1: int, pid2: int, kind: int) -> int:
 
 
 def groups(pids: Iterable[int], kind: int) -> list[list[int]]:
-    """The tasks, gathered by the object of that kind that they share: n log n comparisons, for the kernel has them in an order."""
-    found: list[list[int]] = []
-    for pid in sorted(pids, key=cmp_to_key(lambda one, other: order(one, other, kind))):
-        if found and same(found[-1][0], pid, kind):
-            found[-1].append(pid)
+    """The tasks, gathered by the object of that kind that they share."""
+    return gather(pids, lambda one, other: order(one, other, kind))
+
+
+def gather(items: Iterable[T], compare: Callable[[T, T], int]) -> list[list[T]]:
+    """Items that are one and the same object in the kernel, for `compare` one of its orders, in one list; as they come.
+
+    The kernel has its objects in an order, so that n log n comparisons do.
+    """
+    found: list[list[T]] = []
+    ascending: list[list[T]] = []
+    for item in items:
+        low, high = 0, len(ascending)
+        while low < high:
+            middle = (low + high) // 2
+            answer = compare(item, ascending[middle][0])
+            if not answer:
+                ascending[middle].append(item)
+                break
+            low, high = (low, middle) if answer < 0 else (middle + 1, high)
         else:
-            found.append([pid])
+            found.append([item])
+            ascending.insert(low, found[-1])
     return found
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from torpor.errors import Obstacle
 from torpor.image.record import Record
+from torpor.linux import kcmp
 from torpor.objects.files import events, paths, pipes, terminals
 from torpor.objects.files.seen import Seen
 
@@ -96,13 +97,7 @@ def group(descriptors: Sequence[Seen], order: Callable[[Seen, Seen], int]) -> li
 
     `order` is kcmp(2)'s three-way comparison; it is only asked for descriptors that look alike.
     """
-    groups: dict[tuple[object, ...], list[list[Seen]]] = {}
+    buckets: dict[tuple[object, ...], list[Seen]] = {}
     for seen in descriptors:
-        alike = groups.setdefault(seen.bucket, [])
-        for members in alike:
-            if order(members[0], seen) == 0:
-                members.append(seen)
-                break
-        else:
-            alike.append([seen])
-    return [members for alike in groups.values() for members in alike]
+        buckets.setdefault(seen.bucket, []).append(seen)
+    return [members for alike in buckets.values() for members in kcmp.gather(alike, order)]

@@ -1,0 +1,86 @@
+"""Processes that share what only parent and child can share after a restart, or their memory: refused, and unharmed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import torpor
+from tests.torture.harness import descendants
+from torpor.errors import Unsupported
+from torpor.linux import kcmp
+
+# Two children; the second is made by the first, as its sibling, and shares with it what the flags say.
+PROGRAM = """
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+static char stack[65536] __attribute__((aligned(16)));
+static int rest(void *unused)
+{
+    open("/dev/null", O_RDONLY);
+    for (;;)
+        pause();
+}
+int main(int argc, char **argv)
+{
+    if (!fork())
+        clone(rest, stack + sizeof stack, atoi(argv[1]) | CLONE_PARENT | SIGCHLD, 0);
+    return rest(0);
+}
+"""
+KINDS = {"memory": (0x100, kcmp.VM), "working directory": (0x200, kcmp.FS), "descriptor table": (0x400, kcmp.FILES)}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("sharing")
+    (directory / "program.c").write_text(PROGRAM)
+    subprocess.run(["gcc", "-O1", "-o", directory / "program", directory / "program.c"], check=True)
+    return directory / "program"
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_siblings_that_share(program: Path, tmp_path: Path, what: str) -> None:
+    flag, kind = KINDS[what]
+    null = subprocess.DEVNULL
+    popen = subprocess.Popen([program, str(flag)], stdin=null, stdout=null, stderr=null, start_new_session=True)
+    try:
+        end = time.monotonic() + 10
+        while len(tree := [popen.pid, *descendants(popen.pid)]) < 3 or any(len(os.listdir(f"/proc/{pid}/fd")) < 4 for pid in tree):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert sorted(map(len, kcmp.groups(tree, kind))) == [1, 2]
+        with pytest.raises(Unsupported) as caught:
+            torpor.checkpoint(popen.pid, tmp_path / "image")
+        (line,) = str(caught.value).splitlines()
+        one, other = tree[1:]
+        assert what in line and str(one) in line and str(other) in line, line
+        assert not (tmp_path / "image").exists()
+        assert all("TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text() for pid in tree)
+    finally:
+        for pid in descendants(popen.pid):
+            os.kill(pid, 9)
+        popen.kill()
+        popen.wait()
+
+
+def test_groups(program: Path) -> None:
+    me, children = os.getpid(), []
+    try:
+        for _ in range(9):
+            popen = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+            children.append(popen)
+        pids = [popen.pid for popen in children]
+        assert sorted(kcmp.groups([*pids, me, *pids], kcmp.VM)) == sorted([[pid, pid] for pid in pids] + [[me]])
+    finally:
+        for popen in children:
+            popen.kill()
+            popen.wait()
