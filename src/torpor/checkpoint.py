@@ -307,13 +307,9 @@ class _Checkpoint:
                 told.registers[thread.tid] = process.arch.registers.read(thread.tid)
                 with Remote(thread, padding, hole, signal=quiet_signal(thread.status)) as remote:
                     if thread is process.leader:
-                        answers = asking.ask(remote, threads.ask(remote), processes.ask(remote), timers.ask(remote, process.pid))
-                        told.threads[thread.tid], told.inside, (told.interval_timers, told.timers) = answers
-                        remote.reset()
-                        address = remote.room(64 * signals.action_size(process.arch))
-                        remote.batch(signals.ask_actions(address, process.arch))
-                        data = remote.take(address, 64 * signals.action_size(process.arch))
-                        told.actions = signals.read_actions(data, process.arch)
+                        of_process = processes.ask(remote), signals.ask(remote), timers.ask(remote, process.pid)
+                        mine, told.inside, told.actions, of_timers = asking.ask(remote, threads.ask(remote), *of_process)
+                        told.threads[thread.tid], (told.interval_timers, told.timers) = mine, of_timers
                         events.find_semaphores(self.descriptors[process.pid], remote)
                         process.restarting = signals.restarting(told.actions)
                     else:

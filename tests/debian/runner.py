@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import SEED, SRC
+from tests.settings import MODE, ROOT, SEED, SRC
 
 PR_SET_CHILD_SUBREAPER = 36
 ORDINARY = 54321  # a user without an account
@@ -153,6 +153,10 @@ class Lab:
         if not self.torpor:
             self.torpor = [interpreter_for(self.uid), "-m", "torpor"]
             self.environment["PYTHONPATH"] = str(SRC if self.uid == os.geteuid() else self._copy_of_torpor())
+            if MODE:
+                shutil.copy(ROOT / "tests" / "mode.py", self.directory)
+                self.torpor[1:] = [str(self.directory / "mode.py")]
+                self.environment["TORPOR_TEST_MODE"] = MODE
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return self
 

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.settings import M32, ROOT, SEED, SRC
+from tests.settings import M32, MODE, ROOT, SEED, SRC
 from tests.torture.heartbeat import Heartbeat, Slot, error_lines
 
 PROGRAMS = ROOT / "tests" / "programs"
@@ -217,16 +217,17 @@ def torpor_environment(**more: str) -> dict[str, str]:
     return {**environment, "PYTHONPATH": str(SRC), **more}
 
 
-def torpor_command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "torpor", *map(str, arguments)]
+def torpor_command(*arguments: str | Path, mode: str = "") -> list[str]:
+    command = [str(ROOT / "tests" / "mode.py")] if mode else ["-m", "torpor"]
+    return [sys.executable, *command, *map(str, arguments)]
 
 
 def torpor(reaper: Reaper, *arguments: str | Path, **environment: str) -> Run:
     """Run one torpor command as a real process and wait for it. What it starts and leaves is not waited for."""
-    start = time.monotonic()
+    start, mode = time.monotonic(), environment.get("TORPOR_TEST_MODE", MODE)
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            torpor_command(*arguments),
+            torpor_command(*arguments, mode=mode),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -445,12 +446,13 @@ class Torture:
 
     # -------------------------------------------------------------------------------- checkpoint, kill, restart
 
-    def cycle(self, *checkpoint_options: str, lazy: bool = False) -> CycleTimes:
-        """At a random instant: checkpoint and kill, wait until all is gone, restart, see it go on."""
+    def cycle(self, *checkpoint_options: str, mode: str = "") -> CycleTimes:
+        """At a random instant: checkpoint and kill, wait until all is gone, restart, see it go on. `mode`: see tests/mode.py."""
+        how = {"TORPOR_TEST_MODE": mode} if mode else {}
         image = self.directory / "image"
         time.sleep(self.random.uniform(0, 0.05))
         tree = [self.pid, *descendants(self.pid)]
-        taken = self.run_torpor("checkpoint", str(self.pid), "-o", image, "--kill", *checkpoint_options)
+        taken = self.run_torpor("checkpoint", str(self.pid), "-o", image, "--kill", *checkpoint_options, **how)
         if taken.code:
             raise self.failure("the checkpoint failed")
         self.reaper.wait_gone(tree)
@@ -458,7 +460,7 @@ class Torture:
         if self.heart.errors() > self.excused:
             raise self.failure("the program found errors before it was killed")
         size = image.stat().st_size
-        back = self.run_torpor("restart", image, "--detach", *(["--lazy"] if lazy else []))
+        back = self.run_torpor("restart", image, "--detach", **how)
         if back.code:
             raise self.failure("the restart failed")
         self.pid = self.outside_pid()

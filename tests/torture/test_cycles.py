@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import FULL, SEED
+from tests.settings import MODES
 from tests.torture.conftest import Build
 from tests.torture.harness import Torture, summary
 
@@ -44,11 +45,13 @@ def test_goes_on_after_checkpoints(build: Build, tmp_path: Path, bits: int) -> N
         print(f"{bits} bit: {len(seconds)} checkpoints of a program that goes on, at most {max(seconds) * 1000:.0f} ms each")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no lazy restart")
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bits", [64, 32])
-def test_lazy_cycles(build: Build, tmp_path: Path, bits: int) -> None:
-    """The same, and each time the program runs before its memory is there."""
-    rng = random.Random(f"{SEED} {bits} lazy")
+def test_cycles_in_other_modes(build: Build, tmp_path: Path, bits: int, mode: str) -> None:
+    """The same, each time with a checkpoint before, or that is the parent; or the program runs before its memory is there."""
+    if mode == "lazy" and os.geteuid() != 0:
+        pytest.skip("an ordinary user has no lazy restart")
+    rng = random.Random(f"{SEED} {bits} {mode}")
     with Torture(build("torture", bits), tmp_path / "run", threads=10, rng=rng) as victim:
-        times = [victim.cycle(lazy=True) for _ in range(100 if FULL else 4)]
-        print(f"{bits} bit, lazy: {summary(times)}")
+        times = [victim.cycle(mode=mode) for _ in range(100 if FULL else 4)]
+        print(f"{bits} bit, {mode}: {summary(times)}")

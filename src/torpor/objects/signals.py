@@ -12,9 +12,12 @@ from torpor.linux import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from torpor.arch.contract import Arch
+    from torpor.tasks.remote import Remote
+
+    Calls = list[tuple[str | int, ...]]
 
 SIGKILL, SIGCHLD, SIGSTOP, SIGSEGV, SIGTRAP = 9, 17, 19, 11, 5
 EVERY = (1 << 64) - 1
@@ -123,16 +126,12 @@ def action_size(arch: Arch) -> int:
     return arch.action_words * arch.word + 8
 
 
-def ask_actions(address: int, arch: Arch) -> list[tuple[str | int, ...]]:
-    """The calls that write all 64 actions into memory from `address` on."""
-    size = action_size(arch)
-    return [("rt_sigaction", signal, 0, address + size * (signal - 1), 8) for signal in range(1, COUNT + 1)]
-
-
-def read_actions(data: bytes, arch: Arch) -> list[Action]:
-    """The actions that `ask_actions` has written, without those that are the default."""
-    size, actions = action_size(arch), []
-    default = bytes(size)
+def ask(remote: Remote) -> Generator[Calls, list[int], list[Action]]:
+    """Ask for the actions that are not the default (a conversation of `objects.asking`)."""
+    arch, size = remote.arch, action_size(remote.arch)
+    at = remote.room(COUNT * size)
+    yield [("rt_sigaction", signal, 0, at + size * (signal - 1), 8) for signal in range(1, COUNT + 1)]
+    data, default, actions = remote.take(at, COUNT * size), bytes(size), []
     for index in range(COUNT):
         part = data[index * size : (index + 1) * size]
         if part == default:

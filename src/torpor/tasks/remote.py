@@ -42,6 +42,8 @@ _TABLE, _DATA, _SINK = 64, 32 * 1024, 48
 _ENTRY = struct.Struct("=9Q")  # number, six arguments, result, and where the code stores the result besides
 _RESULT = 7
 _TABLE_CALLS = (_DATA - _TABLE) // _ENTRY.size
+_NOTHING = [(0,) * (7 - count) for count in range(7)]
+"""What stands behind so many arguments, the result included."""
 _WORD = (1 << 64) - 1
 
 _QUIET = (23, 28, 17)  # SIGURG SIGWINCH SIGCHLD: ignored by default
@@ -416,8 +418,9 @@ class Remote:
         words: list[int] = []
         for name, *args in calls:
             words.append(numbers[name] if isinstance(name, str) else name)
-            words += [int(arg) & _WORD for arg in args]
-            words += (0,) * (7 - len(args))
+            for arg in args:
+                words.append(int(arg) & _WORD)
+            words += _NOTHING[len(args)]
             words.append(sink)
         if passed_on:
             source, target, argument = passed_on
