@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from .record import Record
 
-WINDOW = 1 << 16  # bytes read at a time: between chunks of memory lie only some hundred
+WINDOW = 1 << 16  # bytes read at a time
+BEHIND_DATA = 1 << 12  # bytes read where data was stepped over: as a rule some hundred are wanted, and then comes data again
 
 DAMAGED = "copy the image again, or take a new checkpoint"
 STRANGE = "read it with the torpor that wrote it, or take a new checkpoint"
@@ -63,7 +64,8 @@ class Window:
             left = max(self._size - at, 0)
             if length > left:
                 raise Damage(f"cut short: {length} bytes should follow byte {at}, and there are only {left}")
-            self._view = memoryview(os.pread(self._fd, min(max(length, WINDOW), left), at))
+            usual = WINDOW if skip <= len(self._view) else BEHIND_DATA
+            self._view = memoryview(os.pread(self._fd, min(max(length, usual), left), at))
             self._start, skip = at, 0
             if len(self._view) < length:
                 raise Damage("cut short: the file has become smaller while it was read")
@@ -161,7 +163,7 @@ class Scanner:
         if after > self._size:
             raise Damage(f"cut short: data should lie at byte {start} to {end}, and the file ends at {self._size}")
         for at, length in ((before, start - before), (end, after - end)):
-            if any(self._window.view(at, length)):
+            if bytes(self._window.view(at, length)).count(0) != length:
                 raise Damage(f"altered: the padding at byte {at} is not zero")
         self._at = after
         self._chunks += 1
