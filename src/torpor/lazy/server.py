@@ -1,8 +1,8 @@
 """Brings memory to a tree that runs already: what is asked for at once, the rest behind, each chunk verified before it is given.
 
-One thread *serves*: it alone reads what the kernel tells of the address spaces and puts pages into them, so that everything is
-done in one order. Others *load*: they read chunks and hash them, one after the other. The image is read by `Image.data` and by
-nothing else.
+One thread *serves* what is asked for; others *load*: they read chunks and hash them, one after the other, and put them into place.
+Only who has the *turn* reads what the kernel tells of the address spaces and puts pages into them, so that everything is done in
+one order. The image is read by `Image.data` and by nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import os
 import select
 import threading
-from queue import SimpleQueue
 
 from torpor.errors import Obstacle, TorporError, Unsupported
 from torpor.lazy.guard import Guard, end_tree, log
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 AT_ONCE = 1 << 20
 """Bytes that are put into an address space by one call: for so long, some 0.3 ms, nobody can change it."""
 ZEROS_AT_ONCE = 1 << 16
-LOADERS, BUFFERS = 2, 4
+LOADERS = 2
 RLIMIT_NOFILE = 7
 
 
@@ -98,12 +97,14 @@ class Server:
         self._states: list[bool] = []
         """Whether somebody loads a chunk, or has."""
         self._lock = threading.Lock()  # of _states, _next
+        self._turn = threading.Lock()
+        """Held by the thread that reads what has happened to the address spaces, or puts pages into them."""
+        self._problem: TorporError | None = None
+        """Why a thread that loads has given up."""
         self._own: Room | None = None
         self._rooms: list[Room] = []
         self._next = 0
         self._given = 0
-        self._empty: SimpleQueue[Room | None] = SimpleQueue()
-        self._loaded: SimpleQueue[tuple[int, Room] | TorporError] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._stop = self._running = False
 
@@ -167,8 +168,6 @@ class Server:
 
     def stream(self) -> None:
         """Bring all the rest."""
-        for _ in range(BUFFERS):
-            self._empty.put(self._room())
         self._running = True
         for _ in range(LOADERS):
             thread = threading.Thread(target=self._load, name="torpor loads", daemon=True)
@@ -234,12 +233,10 @@ class Server:
         except BaseException as error:
             self._fail(_bug(error))
         finally:
-            self._let_go()
             self._stop = True
-            for _ in range(LOADERS):
-                self._empty.put(None)  # who waits for room shall see that it is over
             for thread in self._threads[1:]:
                 thread.join()
+            self._let_go()
             for room in self._rooms:
                 room.free()
 
@@ -248,29 +245,32 @@ class Server:
         ended = Obstacle("memory", "not all of it could be brought, so the program was ended", "restart it from a whole image")
         self.failure = type(error)([*error.obstacles, ended])
         self._stop = True
-        end_tree(self._tree, [space.fd for space in self._spaces.values()])
-        self._spaces.clear()
+        with self._turn:
+            end_tree(self._tree, [space.fd for space in self._spaces.values()])
+            self._spaces.clear()
 
     def _serve(self) -> None:
         for fd in (self._wake, *self._spaces):
             self._poll.register(fd, select.POLLIN)
         while not self._stop:
-            for fd, _ in self._poll.poll(None if self._loaded.empty() else 0):
-                if fd == self._wake:
-                    os.eventfd_read(fd)
-                elif fd in self._spaces:
-                    self._hear(self._spaces[fd])
-            for space, address in self._asked:
-                self._bring(space, address & -PAGE)
-            self._asked.clear()
-            if not self._loaded.empty():
-                loaded = self._loaded.get()
-                if isinstance(loaded, TorporError):
-                    raise loaded
-                self._give(*loaded)
-                self._empty.put(loaded[1])
-            if self._running and (self._given == len(self._chunks) or not self._spaces):
-                return
+            ready = self._poll.poll()
+            with self._turn:
+                for fd, _ in ready:
+                    if fd == self._wake:
+                        os.eventfd_read(fd)
+                    elif fd in self._spaces:
+                        self._hear(self._spaces[fd])
+                self._answer()
+                if self._problem:
+                    raise self._problem
+                if self._running and (self._given == len(self._chunks) or not self._spaces):
+                    return
+
+    def _answer(self) -> None:
+        """Bring what threads wait for."""
+        for space, address in self._asked:
+            self._bring(space, address & -PAGE)
+        self._asked.clear()
 
     def _hear(self, space: Space, *, wait: bool = False) -> None:
         """Read what has happened to an address space, and follow its changes. `wait`: something has, perhaps not told yet."""
@@ -290,12 +290,14 @@ class Server:
         for child in space.apply(changes):
             self._spaces[child.fd] = child
             self._poll.register(child.fd, select.POLLIN)
+            os.eventfd_write(self._wake, 1)  # the thread that serves may be waiting without it
 
     def _drop(self, space: Space) -> None:
         """Its process has ended, or executes another program."""
         if self._spaces.pop(space.fd, None):
             self._poll.unregister(space.fd)
             os.close(space.fd)
+            os.eventfd_write(self._wake, 1)  # if it was the last there is nothing to be served any more
 
     def _bring(self, space: Space, page: int) -> None:
         """A thread waits for a page."""
@@ -379,19 +381,19 @@ class Server:
     # -- the threads that load
 
     def _load(self) -> None:
-        while True:
-            room = self._empty.get()
-            number = self._take_next()
-            if self._stop or number is None or room is None:
-                return
-            try:
+        try:
+            room = self._room()
+            while not self._stop and (number := self._take_next()) is not None:
                 self._read(number, room)
-                self._loaded.put((number, room))
-            except TorporError as error:
-                self._loaded.put(error)
-            except BaseException as error:
-                self._loaded.put(_bug(error))
-            os.eventfd_write(self._wake, 1)
+                with self._turn:
+                    if not self._stop:
+                        self._give(number, room)
+                        self._answer()
+        except TorporError as error:
+            self._problem = error
+        except BaseException as error:
+            self._problem = _bug(error)
+        os.eventfd_write(self._wake, 1)
 
     def _take(self, number: int) -> bool:
         """Whether nobody has loaded this chunk; the caller does, then, and the rest is loaded from there on."""
