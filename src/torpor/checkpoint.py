@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from torpor.arch.contract import Arch
     from torpor.linux.procfs import Mapping as MappedRange
     from torpor.objects.files.seen import Seen
     from torpor.pages import PageRun, Progress
@@ -52,6 +53,9 @@ WORTH_A_COPY = 2 << 20
 
 ENDS = "it is to end"
 """Why there is no copy of a program that does not go on."""
+
+CAPTURED = 1000
+"""Threads whose registers, up to 11 KiB each, are kept until the program goes on."""
 
 PATIENCE = 5.0
 """Seconds to wait for threads that are still leaving the calls of a torpor that was killed."""
@@ -124,7 +128,7 @@ def _checkpoint(
         _refuse_the_dead(tree, None)  # what /proc says of them may have been nothing at all
         if not kill:
             tree.thaw()  # the copies and the disk are no business of the program's
-        run.write_copies()
+        run.write_rest()
         writer.finish()
         if kill:
             tree.kill()
@@ -231,6 +235,8 @@ class _Checkpoint:
         """What each process has written since the parent image, where that is known."""
         self.why_not_copied = ""
         self.page_writer = page_writer(self.saving)
+        self.captured: list[tuple[Arch, threads.Thread, dict[str, int], object]] = []
+        """The threads that are described, with the registers they go on with, and what else has been captured."""
         self.contents: dict[tuple[int, str | int], Iterator[tuple[int, bytes]]] = {}
         """(file's id, path it is opened by, or offset of a part of it) -> its contents."""
 
@@ -304,7 +310,7 @@ class _Checkpoint:
         try:
             for thread in process.threads:
                 # The registers first: our calls use none but the general ones, but there is no need to rely on it.
-                told.registers[thread.tid] = process.arch.registers.read(thread.tid)
+                told.registers[thread.tid] = process.arch.registers.capture(thread.tid)
                 with Remote(thread, padding, hole, signal=quiet_signal(thread.status)) as remote:
                     if thread is process.leader:
                         of_process = processes.ask(remote), signals.ask(remote), timers.ask(remote, process.pid)
@@ -435,15 +441,22 @@ class _Checkpoint:
         ]
 
     def write_thread(self, thread: FrozenThread, process: int, told: _Told) -> None:
-        """A thread and, behind it, the register records that its mask announces (R-B5)."""
-        registers = thread.process.arch.registers
-        # `read` has seen the registers as they were; those that count are the ones the thread will go on with.
-        records = [registers.general_record(thread.regs), *told.registers[thread.tid][1:]]
-        record = threads.describe(thread, process, told.threads[thread.tid], registers.mask(records))
+        """A thread; its record and those of its registers follow (`write_registers`)."""
+        record = threads.describe(thread, process, told.threads[thread.tid])
         record.call, record.left = told.left[thread.tid]
-        self.writer.add(record)
-        for record in records:
-            self.writer.add(record)
+        # `capture` has seen the registers as they were; those that count are the ones the thread will go on with.
+        self.captured.append((thread.process.arch, record, dict(thread.regs), told.registers[thread.tid]))
+        if len(self.captured) == CAPTURED:
+            self.write_registers()
+
+    def write_registers(self) -> None:
+        """The threads described so far and, behind each, the register records that its mask announces (R-B5)."""
+        captured, self.captured = self.captured, []
+        for kind, thread, general, others in captured:
+            records = [kind.registers.general_record(general), *kind.registers.decode(others)[1:]]
+            thread.registers = kind.registers.mask(records)
+            for record in (thread, *records):
+                self.writer.add(record)
 
     # -- data
 
@@ -523,8 +536,9 @@ class _Checkpoint:
             take_code_away(process, process.padding)
         return copy
 
-    def write_copies(self) -> None:
-        """The pages in the copies, and what has been read before; the program may be running."""
+    def write_rest(self) -> None:
+        """The registers, the pages in the copies, and what has been read before; the program may be running."""
+        self.write_registers()
         for pid, copy in list(self.copies.items()):
             try:
                 copy.part()
@@ -570,7 +584,7 @@ class _Told:
     def __init__(self) -> None:
         self.threads: dict[int, threads.Inside] = {}
         self.left: dict[int, tuple[int, int]] = {}
-        self.registers: dict[int, list] = {}  # type: ignore[type-arg]
+        self.registers: dict[int, object] = {}
         self.actions: list[signals.Action] = []
         self.interval_timers: list[timers.IntervalTimer] = []
         self.timers: list[timers.Timer] = []

@@ -11,6 +11,7 @@ from torpor.linux import ptrace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+    from typing import Any
 
     from torpor.arch.contract import Room
     from torpor.arch.masks import State
@@ -47,6 +48,19 @@ class Regsets:
     """... and those of all kinds of task of the family: only one of them is among a thread's records."""
     states: Mapping[type[Record], State]
     rules: Rules
+
+    def capture(self, tid: int) -> object:
+        """All registers of a stopped thread, as quickly as they can be taken: what `decode` makes records of, perhaps later."""
+        return self.read(tid)
+
+    def decode(self, captured: Any) -> list[Record]:
+        """See `capture`."""
+        found: list[Record] = captured
+        return found
+
+    def read(self, tid: int) -> list[Record]:
+        """Every register record of a stopped thread in ascending bit order, the general one first."""
+        return self.decode(self.capture(tid))
 
     def knows(self, record: Record) -> bool:
         """Whether `record` is one of registers."""

@@ -128,8 +128,8 @@ def ask(remote: Remote) -> Generator[Calls, list[int], Inside]:
     return found
 
 
-def describe(thread: FrozenThread, process: int, inside: Inside, registers: int) -> Thread:
-    """The record of a stopped thread whose register records will have the mask `registers`."""
+def describe(thread: FrozenThread, process: int, inside: Inside) -> Thread:
+    """The record of a stopped thread, still without the mask of its register records."""
     status, tid = thread.status, thread.tid
     attributes = sched.sched_getattr(tid)
     rseq, rseq_length, rseq_signature = ptrace.rseq_configuration(tid)
@@ -139,7 +139,7 @@ def describe(thread: FrozenThread, process: int, inside: Inside, registers: int)
         process=process,
         tid=thread.own_tid,
         name=status.name.decode("utf-8", "surrogateescape"),
-        registers=registers,
+        registers=0,
         blocked=thread.mask,
         pending=[unpack_siginfo(info, thread.process.arch) for info in pending],
         clear_child_tid=inside.clear_child_tid,

@@ -208,10 +208,6 @@ class X86Registers(Regsets):
             records.sort(key=lambda record: STATE_OF[type(record)].bit)
         return records
 
-    def read(self, tid: int) -> list[Record]:
-        """Every register record of a stopped thread in ascending bit order, the general one first."""
-        return self.decode(self.capture(tid))
-
     def write(self, tid: int, records: Sequence[Record]) -> None:
         """Set everything but the general registers; what has no record is put at rest. `write_general` comes after.
 
