@@ -225,6 +225,8 @@ class _Checkpoint:
 
         Only of the relatives, which may share pages; of the others it is asked when it is needed.
         """
+        self.keys: dict[int, set[tuple[object, ...]]] = {}
+        """By process, what tells its mappings from others."""
         self.relatives: set[int] = set()
         """The processes whose parent or a child of which is in the tree, alive."""
         self.heirs: set[int] = set()
@@ -416,7 +418,9 @@ class _Checkpoint:
         sharing |= self.saving.known(("fs", process.pid)) == self.saving.known(("fs", parent.pid))
         if not cow.related(before, now):
             return
-        alike = cow.kept(before, now)
+        if parent.pid not in self.keys:
+            self.keys[parent.pid] = {cow.key(mapping) for mapping in before}
+        alike = cow.kept(self.keys[parent.pid], now)
         heritage = cow.compare(parent, self.all_pages[parent.pid], process, self.pages[process.pid], alike)
         if heritage.shared or sharing:
             self.heirs.add(process.pid)

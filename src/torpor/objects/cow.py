@@ -18,7 +18,7 @@ from torpor.objects.memory import LOCKED, LOCKONFAULT, attributes, special
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
     from torpor.linux.procfs import Mapping
     from torpor.tasks.freeze import FrozenProcess
@@ -49,9 +49,8 @@ def related(parent: Sequence[Mapping], child: Sequence[Mapping]) -> bool:
     return places[0] == places[1]
 
 
-def kept(parent: Sequence[Mapping], child: Sequence[Mapping]) -> set[tuple[int, int]]:
-    """(start, end) of the private mappings that are alike in both and survive a fork."""
-    theirs = {key(mapping) for mapping in parent}
+def kept(theirs: Container[tuple[object, ...]], child: Sequence[Mapping]) -> set[tuple[int, int]]:
+    """(start, end) of the private mappings of a child that survive a fork and are alike in its parent, whose keys are `theirs`."""
     return {(m.start, m.end) for m in child if not m.shared and not special(m) and not m.flags & {"dc", "wf"} and key(m) in theirs}
 
 

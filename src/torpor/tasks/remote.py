@@ -42,6 +42,8 @@ _TABLE, _DATA, _SINK = 64, 32 * 1024, 48
 _ENTRY = struct.Struct("=9Q")  # number, six arguments, result, and where the code stores the result besides
 _RESULT = 7
 _TABLE_CALLS = (_DATA - _TABLE) // _ENTRY.size
+_POSITIVE = 1 << 31
+"""Results below are the same for every word size."""
 _NOTHING = [(0,) * (7 - count) for count in range(7)]
 """What stands behind so many arguments, the result included."""
 _WORD = (1 << 64) - 1
@@ -49,6 +51,9 @@ _WORD = (1 << 64) - 1
 _QUIET = (23, 28, 17)  # SIGURG SIGWINCH SIGCHLD: ignored by default
 _NEVER = (5, 9, 11, 19)
 _SIGTRAP, _FAULTS = 5, (4, 7, 8, 11)  # SIGILL SIGBUS SIGFPE SIGSEGV
+
+_latest: tuple[object, bytes] = None, b""
+"""The table of calls that was wanted last: all threads are asked the same, and so are forked processes, at the same places."""
 
 
 class Busy(TorporError):
@@ -376,7 +381,8 @@ class Remote:
         self._load(calls, passed_on)
         self._enter("batch")
         done = memory.read(self.thread.process.pid, self.work_at + _TABLE, _ENTRY.size * len(calls))
-        return [self.arch.signed(entry[_RESULT]) for entry in _ENTRY.iter_unpack(done)]
+        results = struct.unpack(f"={9 * len(calls)}Q", done)[_RESULT::9]
+        return [result if result < _POSITIVE else self.arch.signed(result) for result in results]
 
     def descriptor(self, call: Call, use: Callable[[int], T]) -> T:
         """Make a call that opens a descriptor and have it `use`d; the same batch closes it again, whoever dies. Raises OSError."""
@@ -414,6 +420,15 @@ class Remote:
 
     def _table(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> list[tuple[int, bytes]]:
         """What lies where in the work area when `calls` are to be made."""
+        global _latest
+        asked = self.arch, self.work_at, passed_on, tuple(calls)
+        if asked != _latest[0]:
+            _latest = asked, self._packed(calls, passed_on)
+        begin = struct.pack("=QQ", self.work_at + _TABLE, len(calls))
+        return [(self.work_at + _TABLE, _latest[1]), (self.work_at, begin)]
+
+    def _packed(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None) -> bytes:
+        """The table of calls."""
         numbers, sink = self.arch.syscalls, self.work_at + _SINK
         words: list[int] = []
         for name, *args in calls:
@@ -425,8 +440,7 @@ class Remote:
         if passed_on:
             source, target, argument = passed_on
             words[9 * source + 8] = self.argument_at(target, argument, self.arch.word)
-        begin = struct.pack("=QQ", self.work_at + _TABLE, len(calls))
-        return [(self.work_at + _TABLE, struct.pack(f"={len(words)}Q", *words)), (self.work_at, begin)]
+        return struct.pack(f"={len(words)}Q", *words)
 
     def _write(self) -> None:
         """Bring what has been put there into the task's memory."""
