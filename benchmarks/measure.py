@@ -184,14 +184,12 @@ class Bench:
         if turned[0][0] == "raw":  # it is to move as many bytes as there are in an image
             turned.append(turned.pop(0))
         for name, step in turned:
-            if name == "raw":
-                step()
-                continue
-            image.unlink(missing_ok=True)
+            if name != "raw":
+                image.unlink(missing_ok=True)
             victim.begin()
             step()
             victim.await_running()
-            samples.add(f"checkpoint_{name}_stopped", victim.longest)
+            samples.add("raw_out_stopped" if name == "raw" else f"checkpoint_{name}_stopped", victim.longest)
 
     def _increments(self, victim: Victim, case: Case, samples: Samples, runs: int) -> None:
         """One image after the other of a program of which a hundredth changes meanwhile, as `torpor watch` takes them."""

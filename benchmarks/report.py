@@ -50,6 +50,7 @@ PAUSE: list[Column] = [
     ("stood still", time_of("checkpoint_command_stopped")),
     ("--server", time_of("checkpoint_served_stopped")),
     ("stop-and-copy", time_of("checkpoint_standing_stopped")),
+    ("(raw copy)", time_of("raw_out_stopped")),
     ("(alone)", time_of("undisturbed")),
     ("stop-and-copy/stood still", ratio("checkpoint_standing_stopped", "checkpoint_command_stopped")),
 ]
@@ -170,7 +171,8 @@ def text(found: dict[str, Any]) -> str:
         *table(STARTS, found["starts"]),
         "",
         "Stood still: the longest time between two of the program's own looks at the clock, during `torpor checkpoint` and with",
-        "--server; stop-and-copy: the same when torpor has no copy made, as with --kill; (alone): while nothing is done to it.",
+        "--server; stop-and-copy: the same when torpor has no copy made, as with --kill; (raw copy): while as many bytes are",
+        "moved without torpor, which stops nobody but wants both processors; (alone): while nothing is done to it.",
         *table(PAUSE, cases),
         "",
         "Checkpoint: until the command ends; the image is on disk then. mechanism: the function alone, in a process that",
