@@ -36,6 +36,8 @@ class Case:
     ) -> None:
         self.name, self.memory, self.threads, self.processes = name, memory, threads, processes
         self.huge, self.restarts = huge, restarts
+        self.in_a_row = FEW if memory <= MIB else 1
+        """How often functions are called one after the other."""
 
 
 CASES = [
@@ -158,11 +160,13 @@ class Bench:
             samples.add(f"checkpoint_{style}_cpu", found.cpu)
 
         def function(style: str, verb: str) -> None:
-            took, file, directory = self.warm.ask(verb, str(victim.pid), str(image))
-            samples.add(f"checkpoint_{style}", took)
-            samples.add(f"checkpoint_{style}_fsync_file", file)
-            samples.add(f"checkpoint_{style}_fsync_directory", directory)
-            samples.add(f"checkpoint_{style}_without_fsync", took - file - directory)
+            for _ in range(case.in_a_row):
+                image.unlink(missing_ok=True)
+                took, file, directory = self.warm.ask(verb, str(victim.pid), str(image))
+                samples.add(f"checkpoint_{style}", took)
+                samples.add(f"checkpoint_{style}_fsync_file", file)
+                samples.add(f"checkpoint_{style}_fsync_directory", directory)
+                samples.add(f"checkpoint_{style}_without_fsync", took - file - directory)
 
         def raw() -> None:
             copy = self.directory / "raw-copy"
@@ -235,9 +239,12 @@ class Bench:
             samples.add(f"restart_{style}_running", victim.await_restart(found.began))
 
         def mechanism() -> None:
-            took, began, _ = self.warm.ask("restart", str(image), *victim.options[1:])
-            samples.add("restart_mechanism", took)
-            samples.add("restart_mechanism_running", victim.await_restart(began))
+            for number in range(case.in_a_row):
+                if number:
+                    victim.end()
+                took, began, _ = self.warm.ask("restart", str(image), *victim.options[1:])
+                samples.add("restart_mechanism", took)
+                samples.add("restart_mechanism_running", victim.await_restart(began))
 
         def lazy() -> None:
             found = self.run(self.python.torpor(*words, "--lazy"))

@@ -176,8 +176,9 @@ def text(found: dict[str, Any]) -> str:
         *table(PAUSE, cases),
         "",
         "Checkpoint: until the command ends; the image is on disk then. mechanism: the function alone, in a process that",
-        "has torpor loaded, and how much of that it waits in fsync, of the image and of its directory. raw: process_vm_readv and",
-        "write of as many bytes on two threads, and with fsync. peak RSS: of the command.",
+        "has torpor loaded, for small programs several times in a row, and how much of that it waits in fsync, of the image and",
+        "of its directory. raw: process_vm_readv and write of as many bytes on two threads, and with fsync. peak RSS: of the",
+        "command.",
         *table(CHECKPOINT, cases),
         "",
     ]

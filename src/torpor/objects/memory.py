@@ -118,20 +118,23 @@ def obstacle(mapping: Mapping, pid: int) -> Obstacle | None:
     """Why a mapping cannot be saved, or None."""
     if special(mapping) or ignored(mapping):
         return None
-    name = f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
+    reason = _against(mapping)
+    if not reason:
+        return None
+    return Obstacle(f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip(), reason, pid=pid)
+
+
+def _against(mapping: Mapping) -> str:
+    """What speaks against saving a mapping of the program's; "" when nothing does."""
     if mapping.protection_key:
-        return Obstacle(name, f"it has protection key {mapping.protection_key}; keys are not saved yet", pid=pid)
-    for code in sorted(mapping.flags):
-        if code not in _HARMLESS:
-            reason = _REASONS.get(code, f"it has an attribute that torpor does not know ({code!r} in VmFlags)")
-            return Obstacle(name, reason, pid=pid)
+        return f"it has protection key {mapping.protection_key}; keys are not saved yet"
+    for code in sorted(mapping.flags - _HARMLESS):
+        return _REASONS.get(code, f"it has an attribute that torpor does not know ({code!r} in VmFlags)")
     if mapping.path.startswith("/SYSV") and mapping.deleted:
-        return Obstacle(name, "it is System V shared memory, which is not saved yet", pid=pid)
+        return "it is System V shared memory, which is not saved yet"
     if mapping.path.startswith("/[aio]"):
-        return Obstacle(name, "it is the ring of asynchronous I/O (io_setup), which is not saved", pid=pid)
-    if mapping.path.startswith(("anon_inode:", "[uprobes]")):
-        return Obstacle(name, "what it maps is not saved", pid=pid)
-    return None
+        return "it is the ring of asynchronous I/O (io_setup), which is not saved"
+    return "what it maps is not saved" if mapping.path.startswith(("anon_inode:", "[uprobes]")) else ""
 
 
 def found(mapping: Mapping, pid: int, mappings: Sequence[Mapping]) -> Found:
