@@ -191,8 +191,11 @@ class Bench:
             if name != "raw":
                 image.unlink(missing_ok=True)
             victim.begin()
+            before = stolen()
             step()
             victim.await_running()
+            if name == "command":
+                samples.add("checkpoint_command_stolen", stolen() - before)
             samples.add("raw_out_stopped" if name == "raw" else f"checkpoint_{name}_stopped", victim.longest)
 
     def _increments(self, victim: Victim, case: Case, samples: Samples, runs: int) -> None:
@@ -266,6 +269,12 @@ class Bench:
         for step in (*steps[turn:], *steps[:turn]):
             step()
             victim.end()
+
+
+def stolen() -> int:
+    """How long in all a host has kept this machine's processors from running while they wanted to, ns (proc_stat(5), steal)."""
+    ticks = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
+    return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def build(name: str, directory: Path) -> Path:
