@@ -15,6 +15,8 @@ SRC = ROOT / "src"
 FULL = os.environ.get("TORPOR_TEST_FULL", "") not in ("", "0")
 MODE = os.environ.get("TORPOR_TEST_MODE", "")
 MODES = ("snapshot", "incremental", "lazy")
+if MODE not in ("", *MODES):
+    raise ValueError(f"TORPOR_TEST_MODE={MODE}: it is one of {', '.join(MODES)}")
 SEED = int(os.environ.get("TORPOR_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 
 # What makes gcc build an i386 program. With gcc-12-multilib <asm/...> is found only under its 64-bit name:

@@ -192,8 +192,7 @@ class _Here:
         except OSError:
             pass  # it has just ended
         self.code = nodes.Code()
-        for mappings in spaces:
-            self.code.look(mappings)
+        self.code.look([mapping for mappings in spaces for mapping in mappings])
 
     def clock_offsets(self, pid: int) -> tuple[int, int]:
         """How far a process's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of torpor's own, in ns (time namespaces)."""

@@ -76,8 +76,8 @@ class PageWriter:
         """Held by a thread that adds a record."""
         self._written: dict[tuple[int, int, int], tuple[int, int]] = {}
         """(hash, bytes, bytes in the file) of each chunk written -> its number, and where it lies."""
-        self._read: list[tuple[_Job, Chunk | None, bytearray]] = []
-        """What has been read and not written yet; behind the last chunk of a job None."""
+        self._read: list[tuple[Callable[[], _Job], list[tuple[Chunk, bytearray]]]] = []
+        """What has been read and not written yet. A job is made when it begins: it may need memory of its own."""
         self._read_bytes = 0
 
     def write(
@@ -96,29 +96,32 @@ class PageWriter:
             runs, known = _unknown(runs, known, written, kept), None
         wanted = sum(length for _, _, length in runs)
         self._total += wanted
-        job = _Job(owner, fresh, known, kept, self._compressor())
+
+        def job() -> _Job:
+            return _Job(owner, fresh, known, kept, self._compressor())
+
         if wanted >= TWO_THREADS:
             self._write_by_several(job, source, runs)
-            self._refer(job)
             return
         if self._read_bytes + wanted > READ_AHEAD:
             self.finish()
         self._read_bytes += wanted
+        read = []
         for chunk in chunks(runs):
             buffer = bytearray(chunk.size)
             _read(source, chunk, buffer)
-            self._read.append((job, chunk, buffer))
-        self._read.append((job, None, bytearray()))
+            read.append((chunk, buffer))
+        self._read.append((job, read))
 
     def finish(self) -> None:
         """Write what has only been read."""
-        read, self._read, self._read_bytes = self._read, [], 0
-        for job, chunk, buffer in read:
-            if chunk is None:
-                self._refer(job)
-            else:
+        waiting, self._read, self._read_bytes = self._read, [], 0
+        for make, read in waiting:
+            job = make()
+            for chunk, buffer in read:
                 self._put(job, chunk, buffer)
                 self._tell(chunk)
+            self._refer(job)
 
     def _compressor(self) -> Callable[[memoryview | bytes], bytes] | None:
         if not self._level:
@@ -127,7 +130,7 @@ class PageWriter:
 
         return compressor(self._level)
 
-    def _write_by_several(self, job: _Job, source: Process, runs: Sequence[PageRun]) -> None:
+    def _write_by_several(self, job: Callable[[], _Job], source: Process, runs: Sequence[PageRun]) -> None:
         """The same, by this thread, which reads, and others. While they work they do not hold the interpreter's lock."""
         from queue import SimpleQueue
         from threading import Thread
@@ -150,7 +153,7 @@ class PageWriter:
                     failures.append(error)
                 empty.put(buffer)
 
-        jobs = [job, *(_Job(job.owner, job.fresh, job.known, job.kept, self._compressor()) for _ in range(workers - 1))]
+        jobs = [job() for _ in range(workers)]
         others = [Thread(target=put_all, args=(each,), name="torpor writes pages") for each in jobs]
         for other in others:
             other.start()
@@ -170,6 +173,7 @@ class PageWriter:
         if failures:
             raise failures[0]
         self._buffers += [empty.get() for _ in range(BUFFERS + workers - 1)]
+        self._refer(jobs[0])
 
     def _put(self, job: _Job, chunk: Chunk, buffer: bytearray) -> None:
         """Write what has been read, but for what the parent has, and zeros."""

@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import FULL
 from tests.debian.programs import ENTRIES, Materials
 from tests.debian.runner import ORDINARY, Lab, Outcome, Program, compare
+from tests.settings import MODE
 
 ROOT = os.geteuid() == 0
 RUNS = 10 if FULL else 2
@@ -41,6 +42,8 @@ def cases() -> Iterator[object]:
                 marks.append(pytest.mark.skip(reason=f"{name}: {obstacle}"))
             if entry.needs_root and uid:
                 marks.append(pytest.mark.skip(reason=f"{name}: has to be started as root"))
+            if MODE == "lazy" and uid:
+                marks.append(pytest.mark.skip(reason=f"{name}: an ordinary user has no lazy restart"))
             yield pytest.param(Case(name, uid), id=f"{name}-{who}", marks=marks)
 
 

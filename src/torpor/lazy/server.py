@@ -226,12 +226,8 @@ class Server:
         try:
             sched.set_affinity(0, processors)
             self._serve()
-        except TorporError as error:
-            self._fail(error)
-        except OSError as error:
-            self._fail(TorporError(Obstacle("memory", f"it cannot be put into place: {error.strerror}")))
         except BaseException as error:
-            self._fail(_bug(error))
+            self._fail(_reason(error))
         finally:
             self._stop = True
             for thread in self._threads[1:]:
@@ -389,10 +385,8 @@ class Server:
                     if not self._stop:
                         self._give(number, room)
                         self._answer()
-        except TorporError as error:
-            self._problem = error
         except BaseException as error:
-            self._problem = _bug(error)
+            self._problem = _reason(error)
         os.eventfd_write(self._wake, 1)
 
     def _take(self, number: int) -> bool:
@@ -441,7 +435,12 @@ def _pieces(ranges: Sequence[tuple[int, int]], wanted: Iterable[Piece]) -> Itera
             yield start, end, ZEROS, 0
 
 
-def _bug(error: BaseException) -> TorporError:
+def _reason(error: BaseException) -> TorporError:
+    """What a thread that brings memory has to say of what stopped it."""
+    if isinstance(error, TorporError):
+        return error
+    if isinstance(error, OSError):
+        return TorporError(Obstacle("memory", f"it cannot be put into place: {error.strerror}"))
     return TorporError(Obstacle("restart", f"{type(error).__name__}: {error}", "this is a bug"))
 
 

@@ -182,10 +182,10 @@ def maps(pid: int) -> list[Mapping]:
     The same objects when the text is the same as the time before: a process is asked twice, and its children often have the same.
     """
     global _latest
-    text = maps_text(pid)
-    if text != _latest[0] or _DELETED in text or b"\\012" in text:  # of such names there is more to ask
-        _latest = text, [_mapping(pid, line) for line in text.split(b"\n") if line]
-    return list(_latest[1])
+    text, latest = maps_text(pid), _latest
+    if text != latest[0] or _DELETED in text or b"\\012" in text:  # of such names there is more to ask
+        latest = _latest = text, [_mapping(pid, line) for line in text.split(b"\n") if line]
+    return list(latest[1])
 
 
 def smaps(pid: int) -> list[Mapping]:

@@ -190,11 +190,11 @@ def seen_contents(pid: int, mapping: Mapping) -> Iterator[tuple[int, bytes]]:
 
 def attributes(mapping: Mapping) -> int:
     """A mapping's VmFlags as a MappingRecord has them."""
-    found = _known_attributes.get(mapping.flags, -1)
-    if found < 0:
-        found = sum(1 << bit for bit, (code, _) in ATTRIBUTES.items() if code in mapping.flags)
-        _known_attributes[mapping.flags] = found
-    return found
+    bits = _known_attributes.get(mapping.flags, -1)
+    if bits < 0:
+        bits = sum(1 << bit for bit, (code, _) in ATTRIBUTES.items() if code in mapping.flags)
+        _known_attributes[mapping.flags] = bits
+    return bits
 
 
 _known_attributes: dict[frozenset[str], int] = {}
@@ -225,7 +225,7 @@ def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, savi
     exe = os.stat(f"/proc/{pid}/exe")
     path = procfs.exe(pid)
     program = Found(path.removesuffix(" (deleted)") if exe.st_nlink == 0 else path, exe.st_nlink == 0, exe, f"/proc/{pid}/exe")
-    number = saving.known(program.key) or saving.add(nodes.describe(program, saving.new_id(), saving.code), program.key)
+    number = nodes.save(program, saving)
     return Mm(
         id=saving.new_id(),
         exe=number,
@@ -265,8 +265,7 @@ def node_of(mapping: Mapping, pid: int, mappings: Sequence[Mapping], saving: Sav
     asked = "mapped", mapping.path, mapping.deleted, mapping.inode, mapping.major, mapping.minor
     if not saving.known(asked):
         node = found(mapping, pid, mappings)
-        if not saving.known(node.key):
-            saving.add(nodes.describe(node, saving.new_id(), saving.code), node.key)
+        nodes.save(node, saving)
         saving.also(asked, node.key)
     return saving.known(asked)
 

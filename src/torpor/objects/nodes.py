@@ -18,9 +18,10 @@ from torpor.linux import elf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torpor.linux.procfs import Mapping
+    from torpor.objects.saving import Saving
 
 NAMED, DELETED, MEMFD, SHARED, VIRTUAL, OF_PROCESS = range(6)
 WITH_CONTENTS = (DELETED, MEMFD, SHARED)
@@ -112,7 +113,7 @@ class Code:
         """Note what is code among these mappings."""
         self._inodes.update(mapping.inode for mapping in mappings if mapping.executable and mapping.inode)
 
-    def look(self, mappings: Iterable[Mapping]) -> None:
+    def look(self, mappings: Sequence[Mapping]) -> None:
         """The same, and look at the builds, while nothing stands still yet."""
         self.note(mappings)
         for path, inode in {(m.path, m.inode) for m in mappings if m.executable and m.inode and not m.deleted}:
@@ -133,6 +134,11 @@ class Code:
         if key not in self._builds:
             self._builds[key] = fingerprint(path)
         return self._builds[key]
+
+
+def save(found: Found, saving: Saving) -> int:
+    """The id of a file, whose record is written now if it has not been. Raises OSError."""
+    return saving.known(found.key) or saving.add(describe(found, saving.new_id(), saving.code), found.key)
 
 
 def describe(found: Found, number: int, code: Code) -> FileNode:

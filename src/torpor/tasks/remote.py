@@ -421,11 +421,11 @@ class Remote:
     def _table(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> list[tuple[int, bytes]]:
         """What lies where in the work area when `calls` are to be made."""
         global _latest
-        asked = self.arch, self.work_at, passed_on, tuple(calls)
-        if asked != _latest[0]:
-            _latest = asked, self._packed(calls, passed_on)
+        asked, latest = (self.arch, self.work_at, passed_on, tuple(calls)), _latest
+        if asked != latest[0]:
+            latest = _latest = asked, self._packed(calls, passed_on)
         begin = struct.pack("=QQ", self.work_at + _TABLE, len(calls))
-        return [(self.work_at + _TABLE, _latest[1]), (self.work_at, begin)]
+        return [(self.work_at + _TABLE, latest[1]), (self.work_at, begin)]
 
     def _packed(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None) -> bytes:
         """The table of calls."""

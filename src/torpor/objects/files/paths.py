@@ -84,8 +84,7 @@ def obstacle(seen: Seen) -> Obstacle | None:
 
 def save(seen: Seen, saving: Saving) -> int:
     """Write the description and, before it, its file. Returns its id."""
-    node = found(seen)
-    node_id = saving.known(node.key) or saving.add(nodes.describe(node, saving.new_id(), saving.code), node.key)
+    node_id = nodes.save(found(seen), saving)
     # O_TMPFILE stays visible in the flags of the file that it has made, with O_DIRECTORY, which only its directory has.
     flags = seen.flags & ~(CREATION_FLAGS if stat.S_ISDIR(seen.stat.st_mode) else CREATION_FLAGS | O_TMPFILE | O_DIRECTORY)
     position = 0 if stat.S_ISCHR(seen.stat.st_mode) else seen.position
