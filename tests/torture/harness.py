@@ -463,6 +463,10 @@ class Torture:
         back = self.run_torpor("restart", image, "--detach", **how)
         if back.code:
             raise self.failure("the restart failed")
+        if mode == "lazy" and "of its memory follow" not in back.output:
+            raise self.failure("the restart was not lazy")
+        if mode == "incremental" and size > image.with_name("image.first").stat().st_size:
+            raise self.failure("the image holds more than its parent")
         self.pid = self.outside_pid()
         progress = self.verify()
         after = self.heart.beating()
