@@ -33,6 +33,18 @@ _DELETED = b" (deleted)"
 
 
 def _read(path: str) -> bytes:
+    """The whole file.
+
+    Asked for once more where there is no such process: for an instant there is none while a thread of it that executes a program
+    takes the place of the first one (fs/exec.c, de_thread()).
+    """
+    try:
+        return _read_once(path)
+    except (FileNotFoundError, ProcessLookupError):
+        return _read_once(path)
+
+
+def _read_once(path: str) -> bytes:
     """The whole file. A short read is not the end of a seq_file: those come page by page."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -224,7 +236,7 @@ def _attribute(block: bytes, key: bytes, missing: int) -> int:
 
 def exists(pid: int) -> bool:
     """Whether the number is taken by a process or a thread, running, stopped or zombie."""
-    return os.access(f"/proc/{pid}", os.F_OK)
+    return os.access(f"/proc/{pid}", os.F_OK) or os.access(f"/proc/{pid}", os.F_OK)  # as in _read
 
 
 def threads(pid: int) -> list[int]:

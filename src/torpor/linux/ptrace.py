@@ -202,6 +202,14 @@ def wait(tid: int, *, block: bool = True) -> int | None:
     return os.waitpid(tid, WALL)[1] if block else None
 
 
+def news(tid: int) -> bool:
+    """Whether a traced task has a wait status for us, which is then taken."""
+    try:
+        return os.waitpid(tid, WALL | os.WNOHANG)[0] == tid
+    except ChildProcessError:
+        return False
+
+
 def wait_gone(tid: int) -> None:
     """Wait until the traced task `tid` has ended and been reaped."""
     while True:

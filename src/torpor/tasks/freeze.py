@@ -10,6 +10,7 @@ lets every task go.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from torpor.arch.contract import Seen
-    from torpor.linux.procfs import Mapping
+    from torpor.linux.procfs import Mapping, Stat, Status
 
 STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP SIGTSTP SIGTTIN SIGTTOU
 
@@ -37,6 +38,8 @@ PATIENCE = 10.0
 """Seconds to wait for a task that is busy in the kernel (vfork, a slow disk) before the checkpoint is refused."""
 _LOOK, _ASK_AGAIN = 0.001, 1.0
 """Seconds after which a thread is looked at although nothing has told of a change, and is asked again to stop."""
+_SOON = 0.1
+"""Seconds in which a thread should have stopped that is to be let go again, or another one have executed its program."""
 
 
 CLOCK_TRIES = 6
@@ -47,8 +50,16 @@ RUN_TRIES = 200
 """How often at most it is asked whether that thread has been given a processor: for some 20 ms."""
 
 
+SEIZE_TRIES = 20
+"""How often at most it is tried to become the tracer of a thread that nobody traces."""
+
+
 MIDWAY_TRIES = 1000
 """How often at most a thread is let go that has not yet come back into its call: until it is given a processor."""
+
+
+class _Executed(Exception):
+    """The process has executed another program while it was being stopped: what was known of it is not true any more."""
 
 
 class FrozenThread(Thread):
@@ -69,6 +80,8 @@ class FrozenThread(Thread):
         interrupted.hasten(process.arch, tid, seen)
         enter_phase(NONE)
         registers = process.arch.registers.read_general(tid)
+        if not process.threads:
+            process.padding, process.vdso = padding_of(process)
         if process.arch.rewinds:
             registers = process.arch.looked_at(registers, seen)
         self.stopped_by, self.issued_again, self.sp_found = stopped_by, -1, registers[process.arch.sp]
@@ -100,6 +113,7 @@ class FrozenProcess(Process):
 
     __slots__ = ("hole", "mappings", "padding", "parent", "restarting", "stat", "status", "threads", "vdso")
 
+    status: Status
     restarting: int | None
     """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
     padding: int
@@ -112,12 +126,15 @@ class FrozenProcess(Process):
     """Where nothing is mapped, and torpor's work area can be (the same)."""
 
     def __init__(self, pid: int, parent: FrozenProcess | None) -> None:
-        self.status = procfs.status(pid)
-        super().__init__(pid, self.status.ns_tgid[-1])
+        super().__init__(pid, 0)
         self.parent = parent
         self.restarting = None
         self.stat = procfs.stat(pid)
         self.threads: list[FrozenThread] = []
+
+    def settle(self, stat: Stat, status: Status) -> None:
+        """What /proc says of it now that nothing of it changes any more."""
+        self.stat, self.status, self.own_pid = stat, status, status.ns_tgid[-1]
 
     @property
     def zombie(self) -> bool:
@@ -137,6 +154,8 @@ class FrozenTree:
         self.processes: list[FrozenProcess] = []
         self.lost_signals: list[tuple[int, int]] = []
         self._seized: set[int] = set()
+        self._executed: set[int] = set()
+        """Processes that have executed another program while they were being stopped."""
         self.changes = Changes()
         """Wakes us when a thread has stopped."""
 
@@ -165,8 +184,10 @@ class FrozenTree:
             if thread.process.arch.rewinds and thread.tid in self._seized:
                 _ignoring_gone(interrupted.release, thread)
         for tid in self._seized:
-            # ESRCH: killed meanwhile. A task that never stopped is let go by the kernel when this thread ends.
-            _ignoring_gone(ptrace.detach, tid)
+            try:
+                ptrace.detach(tid)
+            except ProcessLookupError:
+                _let_go(tid)
         self._seized.clear()
         for pid, signal in self.lost_signals:
             _ignoring_gone(os.kill, pid, signal)
@@ -195,9 +216,46 @@ class FrozenTree:
 
     def add(self, pid: int, parent: FrozenProcess | None) -> FrozenProcess:
         """Stop one process and all its threads."""
-        process = FrozenProcess(pid, parent)
-        if process.stat.state in "ZX":
-            if procfs.threads(pid) != [pid]:
+        others = set(self._seized)
+        while True:
+            process = FrozenProcess(pid, parent)
+            try:
+                if process.stat.state in "ZX":
+                    self._add_zombie(process)
+                elif not self._stop_all(process):
+                    # It was just ending. Now it is a zombie, gone, or, with other threads left, what cannot be saved.
+                    # Or its place has been taken by another thread of it, which may be ours already.
+                    raise _Executed
+            except _Executed:
+                self._executed.add(pid)
+                self._begin_again(process, self._seized - others)
+                continue
+            except BaseException:
+                self._begin_again(process, self._seized - others)
+                raise
+            self.processes.append(process)
+            return process
+
+    def _begin_again(self, process: FrozenProcess, tids: set[int]) -> None:
+        """Let those threads of a process go that have stopped; the others have been asked to, and stop when we look again."""
+        for tid in tids:
+            try:
+                ptrace.detach(tid)
+                self._seized.discard(tid)
+            except ProcessLookupError:
+                pass
+        process.close()
+
+    def _add_zombie(self, process: FrozenProcess) -> None:
+        """A process that has ended. Raises _Executed when only its first thread has, for another one that executes a program."""
+        pid, deadline = process.pid, time.monotonic() + _SOON
+        while True:
+            alone = procfs.threads(pid) == [pid]
+            if procfs.stat(pid).state not in "ZX":
+                raise _Executed
+            if alone:
+                break
+            if time.monotonic() > deadline:
                 raise Unsupported(
                     Obstacle(
                         "first thread",
@@ -206,10 +264,16 @@ class FrozenTree:
                         pid=pid,
                     )
                 )
-            self.processes.append(process)
-            return process
+            time.sleep(_LOOK)
+        process.settle(process.stat, procfs.status(process.pid))
+
+    def _stop_all(self, process: FrozenProcess) -> bool:
+        """Stop all threads of a process; False if the first of them has ended. Raises _Executed."""
+        pid = process.pid
+        # What follows is true of the program that it executes, and from here on we are told of another one.
+        if not self._seize(process, pid):
+            return False
         process.arch = arch.of_program(pid)
-        process.padding, process.vdso = padding_of(process)
         ended: set[int] = set()
         while True:
             known = ended | {thread.tid for thread in process.threads}
@@ -219,26 +283,33 @@ class FrozenTree:
             # One at a time: between the stop of a thread and `interrupted.hasten` lies the one instant at which the death of
             # torpor could show, as EINTR from a call that any stop ends.
             for tid in new:
-                self._await_disk(process, tid)
                 if thread := self._take(process, tid):
                     process.threads.append(thread)
                 else:
                     ended.add(tid)
         if pid in ended:
-            # It was just ending. Now it is a zombie, gone, or, with other threads left, what cannot be saved.
-            return self.add(pid, parent)
-        self.processes.append(process)
-        return process
+            return False
+        stat, news = procfs.stat(pid), ptrace.news(pid)
+        if stat.state != "t" or news:
+            # Another thread than the first has executed a program, and is the first one now: ours, or nobody's.
+            if procfs.is_ending(pid):
+                raise ProcessLookupError(3, f"process {pid} is ending")
+            if not news:
+                self._seized.discard(pid)
+            raise _Executed
+        process.settle(stat, process.threads[-1].status)
+        return True
 
     def add_absent(self, pid: int, parent: FrozenProcess | None, status: int) -> None:
         """Take a running process for one that has ended with the wait status `status`."""
         process = FrozenProcess(pid, parent)
+        process.settle(process.stat, procfs.status(pid))
         process.stat.exit_code = status
         self.processes.append(process)
 
     def _take(self, process: FrozenProcess, tid: int) -> FrozenThread | None:
         """One thread, stopped; None if it has ended."""
-        if not self._seize(process.pid, tid):
+        if not self._seize(process, tid):
             return None
         places: list[int] = []
         while True:
@@ -279,27 +350,37 @@ class FrozenTree:
         except (FileNotFoundError, ProcessLookupError):
             pass  # it has ended
 
-    def _seize(self, pid: int, tid: int) -> bool:
-        """Become the tracer of one thread; False if it has ended meanwhile."""
-        try:
-            ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
+    def _seize(self, process: FrozenProcess, tid: int) -> bool:
+        """Become the tracer of one thread, if we are not; False if it has ended meanwhile."""
+        if tid in self._seized:
+            return True
+        self._await_disk(process, tid)
+        pid = process.pid
+        for left in reversed(range(SEIZE_TRIES)):
             try:
-                status = procfs.status(pid, tid)
-            except (FileNotFoundError, ProcessLookupError):
+                ptrace.seize(tid, ptrace.O_TRACESYSGOOD | ptrace.O_TRACEEXEC)
+                break
+            except ProcessLookupError:
                 return False
-            if status.state in "ZX":
-                return False
-            raise _not_ours(pid, tid, status.tracer_pid) from None
+            except PermissionError:
+                try:
+                    status = procfs.status(pid, tid)
+                except (FileNotFoundError, ProcessLookupError):
+                    return False
+                if status.state in "ZX":
+                    return False
+                if tid in self._executed and status.tracer_pid == os.getpid():
+                    break  # we were the tracer of another thread, which has this id now
+                if status.tracer_pid or not left:
+                    raise _not_ours(pid, tid, status.tracer_pid) from None
+                # Perhaps it had just ended, and another thread, which executes a program, has got its id.
         self._seized.add(tid)
         return True
 
     def _stop(self, process: FrozenProcess, tid: int) -> tuple[int, Seen | None]:
         """Stop a seized thread. Returns the signal of the group-stop it was in already, 0, or -1: it has ended.
 
-        And, where the stop hides it, in which call it was seen right before.
+        And, where the stop hides it, in which call it was seen right before. Raises _Executed.
         """
         pid, seen = process.pid, None
         try:
@@ -307,10 +388,18 @@ class FrozenTree:
             enter_phase(STOPPING)
             ptrace.interrupt(tid)
         except (FileNotFoundError, ProcessLookupError):
+            self._seized.discard(tid)
             return -1, None
         waited, asked = 0.0, 0.0
         while True:
-            status = ptrace.wait(tid, block=False)
+            try:
+                status = ptrace.wait(tid, block=False)
+            except ChildProcessError:
+                status = None
+            if status is None and procfs.status(pid, tid).tracer_pid != os.getpid():
+                # Another thread executes a program: it has become the first one of the process, or has made room for that.
+                self._seized.discard(tid)
+                raise _Executed
             if status is None:
                 if waited > PATIENCE:
                     raise _busy(pid, tid)
@@ -328,12 +417,32 @@ class FrozenTree:
             elif status >> 16 == ptrace.EVENT_STOP:
                 signal = status >> 8 & 0xFF
                 return (signal if signal in STOP_SIGNALS else 0), seen
+            elif status >> 16 == ptrace.EVENT_EXEC:
+                _ignoring_gone(ptrace.cont, tid)
+                raise _Executed
             else:
                 # A signal was about to be delivered: deliver it, or it is lost. That stop has used our interrupt up: ask again,
                 # and first, for a signal without a handler is to leave an interrupted call as the kernel has interrupted it.
                 seen = None
                 _ignoring_gone(ptrace.interrupt, tid)
                 _ignoring_gone(ptrace.cont, tid, 0 if status >> 16 else status >> 8 & 0xFF)
+
+
+def _let_go(tid: int) -> None:
+    """Stop being the tracer of a thread that has not stopped yet, or that has been killed.
+
+    One that does not stop soon is let go by the kernel when our own thread ends.
+    """
+    try:
+        ptrace.interrupt(tid)
+        deadline = time.monotonic() + _SOON
+        while (status := ptrace.wait(tid, block=False)) is None and time.monotonic() < deadline:
+            time.sleep(_LOOK)
+        if status is not None and os.WIFSTOPPED(status):
+            event, signal = status >> 16, status >> 8 & 0xFF
+            ptrace.detach(tid, 0 if event else signal)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # it has ended
 
 
 def _let_run(pid: int, tid: int) -> None:
@@ -364,12 +473,16 @@ def _stopped(tree: FrozenTree, pid: int, parent: FrozenProcess | None) -> Frozen
 
 
 def padding_of(process: FrozenProcess) -> tuple[int, range]:
-    """Where torpor's code can lie, 0 if nowhere (preflight will say so); and the vdso without it."""
+    """Where torpor's code can lie, 0 if nowhere (preflight will say so); and the vdso without it. Raises _Executed."""
     mappings = procfs.maps(process.pid)
     try:
         padding = find_padding(process, mappings)
     except Unsupported:
         return 0, range(0)
+    except OSError as error:
+        if error.errno == errno.EIO:  # what was mapped a moment ago: another thread has executed a program, and so ended this one
+            raise _Executed from None
+        raise
     vdso = next((range(mapping.start, mapping.end) for mapping in mappings if mapping.path == "[vdso]"), range(0))
     return padding, range(vdso.start, padding) if padding in vdso else vdso
 
