@@ -59,16 +59,23 @@ class Timers(Record, type=0x0510):
     timers: list[Timer] = structs(Timer, "POSIX timers, ascending", max=1 << 16)
 
 
+AT_ONCE = 512
+"""POSIX timers that are asked for at a time: each takes 32 bytes of the work area."""
+
+
 def ask(remote: Remote, pid: int) -> Generator[Calls, list[int], tuple[list[IntervalTimer], list[Timer]]]:
     """Read the timers of a process from inside (a conversation of `objects.asking`)."""
     arch = remote.arch
     posix: Sequence[PosixTimer] = timers.posix_timers(pid)
-    at = remote.room(3 * 4 * arch.word + 32 * len(posix))
-    specs = at + 3 * 4 * arch.word
+    length = 3 * 4 * arch.word
+    at = remote.room(length + 32 * min(len(posix), AT_ONCE))
     calls: Calls = [("getitimer", which, at + which * 4 * arch.word) for which in range(3)]
-    calls += [("timer_gettime", timer.id, specs + 32 * index) for index, timer in enumerate(posix)]
-    yield calls
-    data = remote.take(at, 3 * 4 * arch.word + 32 * len(posix))
+    data = specs = b""
+    for first in range(0, len(posix) or 1, AT_ONCE):
+        piece = posix[first : first + AT_ONCE]
+        yield calls + [("timer_gettime", timer.id, at + length + 32 * index) for index, timer in enumerate(piece)]
+        answer, calls = remote.take(at, length + 32 * len(piece)), []
+        data, specs = data or answer[:length], specs + answer[length:]
     interval_timers = []
     for which in range(3):
         values = arch.unwords(data[which * 4 * arch.word : (which + 1) * 4 * arch.word])
@@ -79,7 +86,7 @@ def ask(remote: Remote, pid: int) -> Generator[Calls, list[int], tuple[list[Inte
             interval_timers.append(IntervalTimer(which=which, left=left, interval=interval))
     found = []
     for index, timer in enumerate(posix):
-        numbers = struct.unpack_from("=4q", data, 3 * 4 * arch.word + 32 * index)
+        numbers = struct.unpack_from("=4q", specs, 32 * index)
         notify = {"none": NONE, "signal": THREAD_ID if timer.to_thread else SIGNAL}.get(timer.notify, SIGNAL)
         found.append(
             Timer(
