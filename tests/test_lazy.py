@@ -21,9 +21,13 @@ import pytest
 import torpor
 from tests.conftest import FULL, M32, SEED, SRC
 from tests.torture.harness import compile_program, subreaper
+from torpor.errors import TorporError
 from torpor.image.format import Pages
 from torpor.image.reader import Image
 from torpor.lazy import server
+from torpor.lazy.server import Turn
+from torpor.lazy.space import Space
+from torpor.linux import userfaultfd
 
 MIB = 192
 ORDINARY = 54321
@@ -367,3 +371,41 @@ def test_it_cannot_be_saved_before_its_memory_is_there(programs: Path, tmp_path:
         os.kill(command.pid, signal.SIGCONT)
         command.wait(60)
     assert program.said.endswith("good")
+
+
+REMAP, UNMAP, FORK = userfaultfd.REMAP, userfaultfd.UNMAP, userfaultfd.FORK
+ORDERS = {
+    # (kind, first address, target or end, bytes), as they were told; whether their order may have been another
+    "one after the other": ([(REMAP, 0x1000, 0x9000, 0x2000), (UNMAP, 0x5000, 0x6000, 0)], False),
+    "what was left behind is unmapped": ([(REMAP, 0x1000, 0x9000, 0x2000), (UNMAP, 0x1000, 0x3000, 0)], False),
+    "to where something was": ([(REMAP, 0x1000, 0x9000, 0x2000), (UNMAP, 0xA000, 0xB000, 0)], True),
+    "moved twice": ([(REMAP, 0x1000, 0x9000, 0x2000), (REMAP, 0x9000, 0x5000, 0x2000)], True),
+    "another has grown there and shrunk again": ([(UNMAP, 0x1000, 0x2000, 0), (REMAP, 0x1000, 0x9000, 0x2000)], True),
+    "the same, told in time": ([(REMAP, 0x1000, 0x9000, 0x2000), (UNMAP, 0x2000, 0x3000, 0)], True),
+    "two unmap": ([(UNMAP, 0x1000, 0x2000, 0), (UNMAP, 0x1000, 0x3000, 0)], False),
+    "a fork meanwhile": ([(FORK, 7, 0, 0), (UNMAP, 0x1000, 0x2000, 0)], True),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_what_happens_in_one_instant(name: str) -> None:
+    """Where the order matters, and several threads may have done it, the program is ended; alone one is believed."""
+    told, matters = ORDERS[name]
+    messages = [userfaultfd.Message(*each) for each in told]
+    for alone in (True, False):
+        space = Space(5, [(0x1000, 0x3000, 3, 0)], lambda: True)
+        if matters and not alone:
+            with pytest.raises(TorporError, match="in the same instant"):
+                space.apply(messages, alone)
+            assert space.of_chunk(3) == [(0x1000, 0x3000, 3, 0)]
+        else:
+            space.apply(messages, alone)
+
+
+def test_nobody_goes_on_after_a_problem() -> None:
+    """Once somebody could not follow a change, pages put anywhere could be the wrong ones."""
+    turn = Turn()
+    with pytest.raises(OSError, match="No space left"), turn:
+        raise OSError(28, "No space left on device")
+    with pytest.raises(TorporError, match="cannot be put into place: No space left"), turn:
+        pytest.fail("it was given to another one")

@@ -22,6 +22,7 @@ from torpor.linux.memory import Room
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
 
     from torpor.image.chain import Source
     from torpor.image.reader import Image, Needed
@@ -42,6 +43,25 @@ class _Changing(Exception):
 
 class _Gone(Exception):
     """The address space has ended."""
+
+
+class Turn:
+    """A lock. Who has it and cannot follow what has happened is the last to have had it: `problem` says why, and so is raised."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.problem: TorporError | None = None
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        if self.problem:
+            self.lock.release()
+            raise self.problem
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error:
+            self.problem = self.problem or _reason(error)
+        self.lock.release()
 
 
 def refusal() -> tuple[Obstacle, bool] | None:
@@ -97,10 +117,8 @@ class Server:
         self._states: list[bool] = []
         """Whether somebody loads a chunk, or has."""
         self._lock = threading.Lock()  # of _states, _next
-        self._turn = threading.Lock()
+        self._turn = Turn()
         """Held by the thread that reads what has happened to the address spaces, or puts pages into them."""
-        self._problem: TorporError | None = None
-        """Why a thread that loads has given up."""
         self._own: Room | None = None
         self._rooms: list[Room] = []
         self._next = 0
@@ -241,7 +259,7 @@ class Server:
         ended = Obstacle("memory", "not all of it could be brought, so the program was ended", "restart it from a whole image")
         self.failure = type(error)([*error.obstacles, ended])
         self._stop = True
-        with self._turn:
+        with self._turn.lock:
             end_tree(self._tree, [space.fd for space in self._spaces.values()])
             self._spaces.clear()
 
@@ -257,8 +275,6 @@ class Server:
                     elif fd in self._spaces:
                         self._hear(self._spaces[fd])
                 self._answer()
-                if self._problem:
-                    raise self._problem
                 if self._running and (self._given == len(self._chunks) or not self._spaces):
                     return
 
@@ -271,6 +287,7 @@ class Server:
     def _hear(self, space: Space, *, wait: bool = False) -> None:
         """Read what has happened to an address space, and follow its changes. `wait`: something has, perhaps not told yet."""
         changes: list[Message] = []
+        alone = space.alone()  # now and in the end, or the last of two threads may have ended meanwhile
         while True:
             for message in userfaultfd.read(space.fd):
                 if message.kind == userfaultfd.PAGEFAULT:
@@ -283,7 +300,13 @@ class Server:
             only = select.poll()
             only.register(space.fd, select.POLLIN)
             only.poll(1)
-        for child in space.apply(changes):
+        try:
+            children = space.apply(changes, alone)
+        except TorporError:
+            born = [message.a for message in changes if message.kind == userfaultfd.FORK]
+            self._spaces |= {fd: Space(fd, ()) for fd in born}  # which are to end as well
+            raise
+        for child in children:
             self._spaces[child.fd] = child
             self._poll.register(child.fd, select.POLLIN)
             os.eventfd_write(self._wake, 1)  # the thread that serves may be waiting without it
@@ -364,6 +387,9 @@ class Server:
                     step = AT_ONCE
                 elif error == errno.EEXIST:
                     at += PAGE
+                elif error == errno.ENOENT and userfaultfd.changing(fd):
+                    # It has been moved away since the kernel looked whether anything is (mm/userfaultfd.c, mfill_atomic()).
+                    raise _Changing
                 elif error == errno.ENOENT and length > PAGE:
                     step = max(length // 2 & -PAGE, PAGE)  # the program has divided the mapping, or unmapped a part of it
                 elif error == errno.ENOENT:
@@ -386,7 +412,7 @@ class Server:
                         self._give(number, room)
                         self._answer()
         except BaseException as error:
-            self._problem = _reason(error)
+            self._turn.problem = self._turn.problem or _reason(error)
         os.eventfd_write(self._wake, 1)
 
     def _take(self, number: int) -> bool:

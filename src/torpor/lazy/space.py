@@ -2,9 +2,10 @@
 
 The kernel tells what happens to the address space in messages. They come in the order in which they were sent, and each thread
 goes on when its message has been read: what one thread does because of what another one has done is told in the right order. But
-a change is made before it is told, so what happens at the same time may be told the wrong way round. That matters in one case:
-memory is moved to an address that the kernel has chosen because it has just become free there, and this is heard of before the
-news that it has. Then nobody can tell what belongs where, and the program is ended rather than given the wrong memory.
+a change is made before it is told, so what happens at the same time may be told the wrong way round. That matters where memory is
+moved or grows to an address that has just become free, and what happens to it there is heard of before the news that it has; and
+where a fork may be of before or after a change. Then nobody can tell what belongs where, and the program is ended rather than given
+the wrong memory.
 """
 
 from __future__ import annotations
@@ -58,9 +59,12 @@ class Space:
         """The range has what it shall have: where a page of it is missing from now on, the program has thrown it away."""
         self._put((a, b, ZEROS, 0) for a, b, _, _ in self._cut(start, end))
 
-    def apply(self, messages: list[Message]) -> list[Space]:
-        """Follow what has happened at the same time. The spaces of forked children. Raises TorporError: nobody can tell what."""
-        if len(messages) > 1 and _ambiguous(messages) and not self.alone():
+    def apply(self, messages: list[Message], alone: bool) -> list[Space]:
+        """Follow what has happened at the same time. The spaces of forked children. Raises TorporError: nobody can tell what.
+
+        `alone`: whether there was one thread when it began.
+        """
+        if len(messages) > 1 and _ambiguous(messages) and not (alone and self.alone()):
             raise TorporError(
                 Obstacle(
                     "memory",
@@ -127,14 +131,25 @@ class Space:
 
 
 def _ambiguous(messages: list[Message]) -> bool:
-    """Whether it matters in which order they are followed: memory was moved to where another message says that something was."""
-    moves = [message for message in messages if message.kind == REMAP]
-    for move in moves:
-        low, high = move.b, move.b + move.c
-        for other in messages:
-            if other is not move and other.kind != FORK:
-                ranges = [_from(other)] + ([(other.b, other.b + other.c)] if other.kind == REMAP else [])
-                if any(low < end and start < high for start, end in ranges):
+    """Whether it matters in which order they are followed, and they may have been told in another one than they happened in.
+
+    What grows does so without a word, also to where something was before that has just been moved or unmapped: so the news of that
+    may come when the place has been unmapped, discarded, moved or forked again.
+    """
+    for index, one in enumerate(messages):
+        if one.kind == FORK:
+            if any(other.kind != FORK for other in messages):
+                return True
+        elif one.kind == REMAP:
+            for at, other in enumerate(messages):
+                if other is one or other.kind == FORK:
+                    continue
+                ranges = [_from(other), (other.b, other.b + other.c)] if other.kind == REMAP else [_from(other)]
+                if any(one.b < end and start < one.b + one.c for start, end in ranges):
+                    return True
+                # What was left of it has been unmapped behind it (MREMAP_DONTUNMAP): nothing can grow to its very beginning.
+                behind = other.kind == UNMAP and at > index and other.a <= one.a
+                if not behind and any(one.a < end and start < one.a + one.c for start, end in ranges):
                     return True
     return False
 
