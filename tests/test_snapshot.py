@@ -17,6 +17,8 @@ import pytest
 import torpor
 from tests.altered import environment, running
 from tests.conftest import FULL, SEED
+from torpor.image.reader import Image
+from torpor.objects.memory import Mm
 
 # Every page is given the number of the round, one after the other; memory that is not of one instant shows at the end of a round.
 ROUNDS = """
@@ -252,3 +254,48 @@ def test_why_there_is_no_copy(tmp_path: Path) -> None:
     with program(tmp_path / "other") as pid:
         assert torpor.checkpoint(pid, tmp_path / "image") == ""
         goes_on(tmp_path / "other", pid)
+
+def linux(*version: int) -> bool:
+    """Whether the kernel is as new as that."""
+    return tuple(map(int, os.uname().release.split(".")[:2])) >= version
+
+
+# One mapping that a copy has, one that it has not, and one that it has as new; guard pages in each.
+GUARDS = """
+import ctypes, mmap, sys, time
+libc = ctypes.CDLL(None)
+kept = []
+with open(sys.argv[1] + ".new", "w") as file:
+    for advice in (0, 10, 18):
+        memory = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory[:] = b"x" * len(memory)
+        if advice:
+            memory.madvise(advice)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + 0x10000
+        assert libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(0x3000), 102) == 0
+        print(address, address + 0x3000, file=file)
+        kept.append(memory)
+import os
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not linux(6, 15), reason="before Linux 6.15 nobody tells of guard pages")
+@pytest.mark.parametrize("kill", [False, True], ids=["from a copy", "from the program"])
+def test_guard_pages(tmp_path: Path, kill: bool) -> None:
+    place = tmp_path / "place"
+    with running([sys.executable, "-c", GUARDS, str(place)], wait=False) as pid:
+        end = time.monotonic() + 20
+        while not place.exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        why = torpor.checkpoint(pid, tmp_path / "image", kill=kill)
+        assert bool(why) == kill
+    with Image.open(tmp_path / "image") as image:
+        (mm,) = image.of(Mm)
+        found = [(guard.start, guard.end) for guard in mm.guards]
+    made = [tuple(map(int, line.split())) for line in place.read_text().splitlines()]
+    assert set(made) <= set(found), (made, found)
+    assert found == sorted(found)

@@ -26,7 +26,7 @@ from torpor.objects import memory as memory_objects
 from torpor.objects.files import events
 from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
-from torpor.pages import PageWriter
+from torpor.pages import TWO_THREADS, PageWriter, room_for
 from torpor.tasks import sleeping, snapshot
 from torpor.tasks.freeze import FrozenTree, freeze
 from torpor.tasks.remote import Busy, Remote, make_place, quiet_signal, take_code_away
@@ -111,10 +111,11 @@ def _checkpoint(
     """The same, a step a line."""
     mappings = preflight.survey(pid, absent)
     here = _Here(pid, mappings.values())
+    room = room_for(sum(size for size in map(_private_bytes, mappings.values()) if size < TWO_THREADS))
     naps, tree = _frozen(pid, absent, mappings)
 
     def pages(saving: Saving) -> PageWriter:
-        return PageWriter(saving, progress, level, earlier)
+        return PageWriter(saving, progress, room, level, earlier)
 
     opened = ImageWriter.open(output, later=True)  # to check and pack records takes as long as to make them
     with tree, opened as writer, _Checkpoint(tree, writer, mappings, naps, absent, here, pages) as run:
@@ -224,13 +225,15 @@ class _Checkpoint:
 
         Only of the relatives, which may share pages; of the others it is asked when it is needed.
         """
-        self.keys: dict[int, set[tuple[object, ...]]] = {}
-        """By process, what tells its mappings from others."""
+        self.parents: dict[int, cow.Parent] = {}
         self.relatives: set[int] = set()
         """The processes whose parent or a child of which is in the tree, alive."""
         self.heirs: set[int] = set()
         """The processes whose address spaces will begin as forks of their parents'."""
         self.copies: dict[int, snapshot.Copy] = {}
+        self.unguarded: dict[int, memory_objects.Mm] = {}
+        """The address spaces whose guard pages will be seen in their copies as well: to look for them takes 1 ms per GiB."""
+        writer.before_packing = self.note_guards
         self.told: dict[int, _Told] = {}
         self.written: dict[int, list[tuple[int, int]] | None] = {}
         """What each process has written since the parent image, where that is known."""
@@ -384,6 +387,11 @@ class _Checkpoint:
             self.all_pages[process.pid] = self.pages[process.pid]
             self.find_heritage(process, space)
         record.mm = saving.add(space, ("mm", process.pid))
+        mappings = self.mappings[process.pid]
+        large = _private_bytes(mappings) >= WORTH_A_COPY
+        space.guards = list(memory_objects.guards(process.pid, [m for m in mappings if not large or _uncopied(m)]))
+        if large:
+            self.unguarded[process.pid] = space
         record.handlers = saving.add(signals.Handlers(id=saving.new_id(), actions=mine.actions))
         record.files, record.fs = saving.known(("files", process.pid)), saving.known(("fs", process.pid))
         record.dumpable, record.subreaper = mine.inside.dumpable, mine.inside.subreaper
@@ -417,10 +425,10 @@ class _Checkpoint:
         sharing |= self.saving.known(("fs", process.pid)) == self.saving.known(("fs", parent.pid))
         if not cow.related(before, now):
             return
-        if parent.pid not in self.keys:
-            self.keys[parent.pid] = {cow.key(mapping) for mapping in before}
-        alike = cow.kept(self.keys[parent.pid], now)
-        heritage = cow.compare(parent, self.all_pages[parent.pid], process, self.pages[process.pid], alike)
+        if parent.pid not in self.parents:
+            self.parents[parent.pid] = cow.Parent(parent.pid, before, self.all_pages[parent.pid])
+        alike = cow.kept(self.parents[parent.pid].keys, now)
+        heritage = cow.compare(self.parents[parent.pid], process.pid, self.pages[process.pid], alike)
         if heritage.shared or sharing:
             self.heirs.add(process.pid)
             space.base = self.saving.known(("mm", parent.pid))
@@ -488,7 +496,7 @@ class _Checkpoint:
 
     def save_memory(self, kill: bool, tracking: Tracking | None) -> None:
         """While nothing moves: a copy of every large memory, if nothing speaks against it, or else its pages into the image."""
-        sizes = {process.pid: self.private_bytes(process) for process in self.tree.alive()}
+        sizes = {process.pid: _private_bytes(self.mappings[process.pid]) for process in self.tree.alive()}
         against = ENDS if kill else self.against_copies(sizes)
         for process in self.tree.alive():
             large = sizes[process.pid] >= WORTH_A_COPY
@@ -502,19 +510,24 @@ class _Checkpoint:
                 except snapshot.NoCopy as error:
                     against = str(error)
             self.write_pages(process.pid, process, _uncopied if process.pid in self.copies else _any)
+        if self.unguarded.keys() - self.copies.keys():
+            self.note_guards()
         self.why_not_copied = against
         if tracking:
             tracking.keep(set(sizes))
+
+    def note_guards(self) -> None:
+        """Enter the guard pages that have not been looked for yet."""
+        unguarded, self.unguarded = self.unguarded, {}
+        for pid, space in unguarded.items():
+            source = self.copies[pid].pid if pid in self.copies else pid
+            found = memory_objects.guards(source, [mapping for mapping in self.mappings[pid] if not _uncopied(mapping)])
+            space.guards = sorted([*space.guards, *found], key=lambda guard: guard.start)
 
     def private_mappings(self, process: FrozenProcess) -> list[MappedRange]:
         """The mappings of a process whose pages may be its own."""
         special, ignored = memory_objects.special, memory_objects.ignored
         return [m for m in self.mappings[process.pid] if not (m.shared or special(m) or ignored(m))]
-
-    def private_bytes(self, process: FrozenProcess) -> int:
-        """About how much memory a process has for itself."""
-        private = (mapping for mapping in self.mappings[process.pid] if not mapping.shared)
-        return sum(max(0, mapping.anonymous_kb) + max(0, mapping.swap_kb) << 10 for mapping in private)
 
     def against_copies(self, sizes: Mapping[int, int]) -> str:
         """What speaks against copies of memory of these sizes, by process, in words; nothing, as a rule."""
@@ -541,6 +554,12 @@ class _Checkpoint:
 
     def write_rest(self) -> None:
         """The registers, the pages in the copies, and what has been read before; the program may be running."""
+        try:
+            self.note_guards()
+        except Exception as error:
+            for copy in self.copies.values():
+                _refuse_a_lost(copy, error)
+            raise
         self.write_registers()
         for pid, copy in list(self.copies.items()):
             try:
@@ -595,6 +614,12 @@ class _Told:
 
 def _place(mapping: MappedRange) -> tuple[int, int, str, int, int]:
     return mapping.start, mapping.end, mapping.perms, mapping.offset, mapping.inode
+
+
+def _private_bytes(mappings: Iterable[MappedRange]) -> int:
+    """About how much memory a process with these mappings has for itself."""
+    private = (mapping for mapping in mappings if not mapping.shared)
+    return sum(max(0, mapping.anonymous_kb) + max(0, mapping.swap_kb) << 10 for mapping in private)
 
 
 def _any(mapping: MappedRange) -> bool:

@@ -20,6 +20,7 @@ from torpor.linux.libc import PAGE
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from mmap import mmap
 
     from torpor.image.chain import Source
     from torpor.linux.procfs import Mapping
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 CHUNK = 4 << 20
 """Bytes of memory that are read, hashed and written at a time."""
 
+LARGE_CHUNK = 16 << 20
+"""The same, of a process with LARGE bytes or more: its image has fewer records to be looked at before it runs again."""
+
+LARGE = 2 << 30
+
 TWO_THREADS = 16 << 20
 """Bytes from which it pays that one thread reads while another one hashes and writes."""
 
@@ -41,7 +47,10 @@ READ_AHEAD = 16 << 20
 """Bytes of smaller memories that are read while a program stands still and written when it does not any more."""
 
 BUFFERS = 3
-"""Chunks that these two threads have in hand at most, whatever the size of the program."""
+"""Chunks that these two threads have in hand at most, whatever the size of the program; each further thread another small one."""
+
+WRITERS = 2
+"""Threads that hash and write at most: while one waits for the disk, another one hashes."""
 
 COMPRESSORS = 4
 """Threads that compress at most: each has a chunk in hand, and what it compares that with."""
@@ -61,22 +70,31 @@ class Chunk:
         self.readable, self.anonymous = mapping.readable, not mapping.inode
 
 
+def room_for(size: int) -> memoryview:
+    """Memory for about `size` bytes of pages that are read ahead, all of it there: to get it takes as long as to fill it."""
+    return memoryview(bytearray(b"-") * min(size, READ_AHEAD))
+
+
 class PageWriter:
     """Writes pages behind the records of the address spaces that they belong to.
 
-    `level`: that of compression (zstd), 0 for none. `parent`: the earlier image in which pages may be found.
+    `level`: that of compression (zstd), 0 for none. `parent`: the earlier image in which pages may be found. `room`: where what is
+    read ahead is kept, as far as there is room (room_for).
     """
 
-    def __init__(self, saving: Saving, progress: Progress | None, level: int = 0, parent: Parent | None = None) -> None:
+    def __init__(
+        self, saving: Saving, progress: Progress | None, room: memoryview, level: int = 0, parent: Parent | None = None
+    ) -> None:
         self._saving, self._writer, self._progress = saving, saving.writer, progress
+        self._room = self._left = room
         self._level, self._parent = level, parent
         self._done = self._total = 0
-        self._buffers: list[bytearray] = []
+        self._buffers: list[mmap] = []
         self._lock = allocate_lock()
         """Held by a thread that adds a record."""
         self._written: dict[tuple[int, int, int], tuple[int, int]] = {}
         """(hash, bytes, bytes in the file) of each chunk written -> its number, and where it lies."""
-        self._read: list[tuple[Callable[[], _Job], list[tuple[Chunk, bytearray]]]] = []
+        self._read: list[tuple[Callable[[], _Job], list[tuple[Chunk, memoryview]]]] = []
         """What has been read and not written yet. A job is made when it begins: it may need memory of its own."""
         self._read_bytes = 0
 
@@ -85,7 +103,7 @@ class PageWriter:
     ) -> None:
         """The pages `runs` (mapping, address, bytes) of the address space with the id `owner`, as `source` has them.
 
-        In as few reads as possible, of at most CHUNK bytes; the last of what has been read is written by `finish`. `fresh`: what
+        In as few reads as possible, a chunk at a time; the last of what has been read is written by `finish`. `fresh`: what
         the image leaves out will be as new, and not as in an address space that this one is to be a fork of. `written`: the runs
         (address, bytes), ascending, outside of which no page has been written since the parent image; None if that is not known.
         Raises OSError, TorporError.
@@ -107,8 +125,10 @@ class PageWriter:
             self.finish()
         self._read_bytes += wanted
         read = []
-        for chunk in chunks(runs):
-            buffer = bytearray(chunk.size)
+        for chunk in chunks(runs, CHUNK):
+            buffer, self._left = self._left[: chunk.size], self._left[chunk.size :]
+            if len(buffer) < chunk.size:  # the program has grown since it was looked at
+                buffer = memoryview(bytearray(chunk.size))
             _read(source, chunk, buffer)
             read.append((chunk, buffer))
         self._read.append((job, read))
@@ -122,6 +142,7 @@ class PageWriter:
                 self._put(job, chunk, buffer)
                 self._tell(chunk)
             self._refer(job)
+        self._left = self._room
 
     def _compressor(self) -> Callable[[memoryview | bytes], bytes] | None:
         if not self._level:
@@ -132,15 +153,21 @@ class PageWriter:
 
     def _write_by_several(self, job: Callable[[], _Job], source: Process, runs: Sequence[PageRun]) -> None:
         """The same, by this thread, which reads, and others. While they work they do not hold the interpreter's lock."""
+        from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
         from queue import SimpleQueue
         from threading import Thread
 
-        workers = min(os.cpu_count() or 1, COMPRESSORS) if self._level else 1
-        empty: SimpleQueue[bytearray] = SimpleQueue()
-        full: SimpleQueue[tuple[Chunk, bytearray] | None] = SimpleQueue()
-        for _ in range(BUFFERS + workers - 1):
-            buffer = self._buffers.pop() if self._buffers else bytearray()
-            empty.put(buffer if len(buffer) == CHUNK else bytearray(CHUNK))
+        workers = min(os.cpu_count() or 1, COMPRESSORS if self._level else WRITERS)
+        # Who compresses or compares holds more than one chunk.
+        small = self._level or self._parent or sum(length for _, _, length in runs) < LARGE
+        size, held = (CHUNK, BUFFERS + workers - 1) if small else (LARGE_CHUNK, BUFFERS)
+        empty: SimpleQueue[mmap] = SimpleQueue()
+        full: SimpleQueue[tuple[Chunk, mmap] | None] = SimpleQueue()
+        for _ in range(held):
+            buffer = self._buffers.pop() if self._buffers else None
+            if not buffer or len(buffer) != size:
+                buffer = mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS)  # whole pages, which image/output.py can write directly
+            empty.put(buffer)
         failures: list[BaseException] = []
 
         def put_all(mine: _Job) -> None:
@@ -158,7 +185,7 @@ class PageWriter:
         for other in others:
             other.start()
         try:
-            for chunk in chunks(runs):
+            for chunk in chunks(runs, size):
                 buffer = empty.get()
                 if failures:
                     break
@@ -172,10 +199,10 @@ class PageWriter:
                 other.join()
         if failures:
             raise failures[0]
-        self._buffers += [empty.get() for _ in range(BUFFERS + workers - 1)]
+        self._buffers += [empty.get() for _ in range(held)]
         self._refer(jobs[0])
 
-    def _put(self, job: _Job, chunk: Chunk, buffer: bytearray) -> None:
+    def _put(self, job: _Job, chunk: Chunk, buffer: mmap | memoryview) -> None:
         """Write what has been read, but for what the parent has, and zeros."""
         kept, data = chunk.runs, [memoryview(buffer)[: chunk.size]]
         if job.known:
@@ -316,22 +343,22 @@ def _unknown(runs: Sequence[PageRun], known: Known, written: Sequence[tuple[int,
     return found
 
 
-def chunks(runs: Sequence[PageRun]) -> Iterator[Chunk]:
-    """What is to be read at a time, in the order of `runs`."""
+def chunks(runs: Sequence[PageRun], size: int) -> Iterator[Chunk]:
+    """What is to be read at a time, in the order of `runs`, at most `size` bytes."""
     chunk: Chunk | None = None
     for mapping, address, length in runs:
-        if chunk and length >= CHUNK:
+        if chunk and length >= size:
             yield chunk  # what is large begins a chunk, so that equal memory of two processes is in equal chunks
             chunk = None
         if chunk and (chunk.readable, chunk.anonymous) != (mapping.readable, not mapping.inode):
             yield chunk
             chunk = None
         while length:
-            if chunk and (chunk.size == CHUNK or len(chunk.runs) == memory.IOV_MAX):
+            if chunk and (chunk.size == size or len(chunk.runs) == memory.IOV_MAX):
                 yield chunk
                 chunk = None
             chunk = chunk or Chunk(mapping)
-            part = min(length, CHUNK - chunk.size)
+            part = min(length, size - chunk.size)
             chunk.runs.append((address, part))
             chunk.size += part
             address, length = address + part, length - part
@@ -339,7 +366,7 @@ def chunks(runs: Sequence[PageRun]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _read(source: Process, chunk: Chunk, buffer: bytearray) -> None:
+def _read(source: Process, chunk: Chunk, buffer: mmap | memoryview) -> None:
     """Read a chunk into the beginning of `buffer`. Raises OSError."""
     if chunk.readable:
         memory.read_into(source.pid, chunk.runs, ctypes.addressof(ctypes.c_char.from_buffer(buffer)), chunk.size)

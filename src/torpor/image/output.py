@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview | mmap
 
 PIECE = 1 << 18  # bytes compared at a time
+DIRECT = 1 << 20  # bytes of data from which it is written past the page cache, if it lies where that can be done from
+ALIGNED = 4096  # no disk has larger blocks, and no file system asks for more (open(2), O_DIRECT)
 IOV_MAX = 1024  # include/uapi/linux/uio.h: buffers in one writev
 
 
@@ -50,13 +52,7 @@ class Output:
 
                 select.select([], [self.fd], [])
                 continue
-            done = 0
-            while done < len(left) and written >= len(left[done]):
-                written -= len(left[done])
-                done += 1
-            del left[:done]
-            if left:
-                left[0] = left[0][written:]
+            left = _behind(left, written)
 
     def holds(self, offset: int, buffers: Sequence[Buffer]) -> bool:
         """Whether these bytes have been written at `offset`, as far as that can be found out."""
@@ -86,13 +82,22 @@ class Stream(Output):
 
 
 class File(Output):
-    """A file that gets its name in `commit`, and replaces the one that had it."""
+    """A file that gets its name in `commit`, and replaces the one that had it.
+
+    Large data goes to the disk past the page cache (O_DIRECT), where the file system can do that. An image is waited for until it
+    is on the disk in any case, so a copy of it in memory gains nothing; it costs the time to make it, half of the whole, and the
+    program that goes on its own files there. (It is in the page cache when it has been read once.)
+    """
 
     def __init__(self, path: str) -> None:
         directory, self._base = os.path.split(os.path.realpath(path))
         short = os.fsdecode(os.fsencode(self._base)[:200])  # names have at most 255 bytes
         self._part = f".{short}.{os.getpid()}.torpor.part"
         self._linked = False
+        self._direct = -1
+        """The same file again, for data that goes past the page cache."""
+        self._indirect = False
+        """Whether that cannot be had."""
         try:
             self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -114,6 +119,37 @@ class File(Output):
         fd = os.open(self._part, mode, 0o600, dir_fd=self._directory)
         self._linked = True
         return fd
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """See Output.write. The first buffer is what stands in front of the data."""
+        data = [memoryview(buffer).cast("B") for buffer in buffers[1:]]
+        if self._indirect or sum(map(len, data)) < DIRECT or not all(map(_is_aligned, data)):
+            super().write(buffers)
+            return
+        super().write(buffers[:1])
+        try:
+            at = os.lseek(self.fd, 0, os.SEEK_CUR)
+            if at % ALIGNED == 0:
+                data, at = self._write_direct(data, at)
+                os.lseek(self.fd, at, os.SEEK_SET)
+        except OSError as error:
+            raise failure(self.name, "write the image", error) from error
+        super().write(data)
+
+    def _write_direct(self, data: list[memoryview], at: int) -> tuple[list[memoryview], int]:
+        """Write what goes past the page cache, from `at` on. What is left, and where that belongs. Raises OSError."""
+        try:
+            if self._direct < 0:
+                self._direct = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+            while data and at % ALIGNED == 0:
+                written = os.pwritev(self._direct, data[:IOV_MAX], at)
+                at += written
+                data = _behind(data, written)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT, errno.EACCES, errno.EPERM):
+                raise
+            self._indirect = True
+        return data, at
 
     def holds(self, offset: int, buffers: Sequence[Buffer]) -> bool:
         """See Output.holds."""
@@ -160,9 +196,32 @@ class File(Output):
         self._close()
 
     def _close(self) -> None:
+        if self._direct >= 0:
+            os.close(self._direct)
         os.close(self.fd)
         os.close(self._directory)
         self.fd = -1
+
+
+def _behind(views: list[memoryview], written: int) -> list[memoryview]:
+    """What is left of the views when so many bytes of them have been written."""
+    done = 0
+    while done < len(views) and written >= len(views[done]):
+        written -= len(views[done])
+        done += 1
+    left = views[done:]
+    if left:
+        left[0] = left[0][written:]
+    return left
+
+
+def _is_aligned(view: memoryview) -> bool:
+    """Whether it can be written past the page cache."""
+    if len(view) % ALIGNED or view.readonly:
+        return False
+    import ctypes  # which who has such data has imported
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) % ALIGNED == 0
 
 
 def open_output(target: str | os.PathLike[str] | int) -> Output:

@@ -22,7 +22,7 @@ from .record import References
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -47,6 +47,8 @@ class ImageWriter:
 
     def __init__(self, output: Output, *, later: bool = False) -> None:
         self._output, self._later = output, later
+        self.before_packing: Callable[[], None] | None = None
+        """Called before records that have waited are packed: they may still be changed then."""
         self._waiting: list[Record] = []
         self._pending = bytearray(MAGIC)
         self._at = len(MAGIC)  # in the file, behind everything added so far
@@ -58,7 +60,7 @@ class ImageWriter:
     def open(cls, target: str | os.PathLike[str] | int, *, later: bool = False) -> Self:
         """Begin an image at a path, "-" (standard output) or a descriptor, which stays the caller's.
 
-        `later`: records are looked at and packed only when data follows them, or the end; they are not changed meanwhile.
+        `later`: records are looked at and packed only when data follows them, or the end.
         """
         return cls(open_output(target), later=later)
 
@@ -136,6 +138,8 @@ class ImageWriter:
     def _catch_up(self) -> None:
         """Append the records that wait."""
         waiting, self._waiting = self._waiting, []
+        if waiting and self.before_packing:
+            self.before_packing()
         for record in waiting:
             self._append(record)
 

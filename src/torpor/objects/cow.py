@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
 
     from torpor.linux.procfs import Mapping
-    from torpor.tasks.freeze import FrozenProcess
 
     Runs = list[tuple[Mapping, int, int]]
 
 _WINDOW = 1 << 20
+_REMEMBERED = 256 << 20
+"""Bytes of pages of a process up to which it is remembered where they are: 8 bytes for each page."""
 
 
 class Heritage:
@@ -54,28 +55,44 @@ def kept(theirs: Container[tuple[object, ...]], child: Sequence[Mapping]) -> set
     return {(m.start, m.end) for m in child if not m.shared and not special(m) and not m.flags & {"dc", "wf"} and key(m) in theirs}
 
 
-def compare(
-    parent: FrozenProcess,
-    parent_runs: Runs,
-    child: FrozenProcess,
-    child_runs: Runs,
-    alike: set[tuple[int, int]],
-) -> Heritage:
-    """What of the child's pages is still the parent's. `alike`: the mappings that both have (`kept`)."""
-    theirs = [(address, length) for m, address, length in parent_runs if (m.start, m.end) in alike]
+class Parent:
+    """A process and what its children are compared with: `runs`, its pages, and the `keys` of its mappings."""
+
+    __slots__ = ("_frames", "keys", "pid", "runs")
+
+    def __init__(self, pid: int, mappings: Sequence[Mapping], runs: Runs) -> None:
+        self.pid, self.runs = pid, runs
+        self.keys = {key(mapping) for mapping in mappings}
+        few = sum(length for _, _, length in runs) <= _REMEMBERED
+        self._frames: dict[tuple[int, int], bytes | None] | None = {} if few else None
+
+    def frames(self, fd: int, start: int, length: int) -> bytes | None:
+        """Its pagemap.pfns, remembered, for it can have many children. `fd`: its pagemap."""
+        if self._frames is None:
+            return pagemap.pfns(fd, start, start + length)
+        if (start, length) not in self._frames:
+            self._frames[start, length] = pagemap.pfns(fd, start, start + length)
+        return self._frames[start, length]
+
+
+def compare(parent: Parent, child: int, child_runs: Runs, alike: set[tuple[int, int]]) -> Heritage:
+    """What of the pages of process `child` is still the parent's. `alike`: the mappings that both have (`kept`)."""
+    theirs = [(address, length) for m, address, length in parent.runs if (m.start, m.end) in alike]
+    whole = set(theirs)
     own: Runs = []
     shared = 0
     mine: list[tuple[int, int]] = []
-    pids, pagemaps = (parent.pid, child.pid), (pagemap.open(parent.pid), pagemap.open(child.pid))
+    pagemaps = pagemap.open(parent.pid), pagemap.open(child)
     try:
         for mapping, address, length in child_runs:
+            run = address, length
             if (mapping.start, mapping.end) not in alike:
                 own.append((mapping, address, length))
                 continue
-            mine.append((address, length))
+            mine.append(run)
             at = address
-            for start, size in _overlaps(address, length, theirs):
-                for first, count in _same(pids, pagemaps, start, size):
+            for start, size in [run] if run in whole else _overlaps(address, length, theirs):
+                for first, count in _same(parent, child, pagemaps, start, size):
                     if first > at:
                         own.append((mapping, at, first - at))
                     at = first + count
@@ -85,7 +102,7 @@ def compare(
     finally:
         for fd in pagemaps:
             os.close(fd)
-    return Heritage(own, list(_without(theirs, mine)), shared)
+    return Heritage(own, list(_without(theirs, mine)) if mine != theirs else [], shared)
 
 
 def _overlaps(address: int, length: int, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -112,11 +129,11 @@ def _without(runs: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iter
             yield at, address + length - at
 
 
-def _same(pids: tuple[int, int], pagemaps: tuple[int, int], address: int, length: int) -> Iterator[tuple[int, int]]:
+def _same(parent: Parent, child: int, pagemaps: tuple[int, int], address: int, length: int) -> Iterator[tuple[int, int]]:
     """The runs (address, bytes) of pages that two processes share."""
-    left, right = (pagemap.pfns(fd, address, address + length) for fd in pagemaps)
+    left, right = parent.frames(pagemaps[0], address, length), pagemap.pfns(pagemaps[1], address, address + length)
     if left is None or right is None:  # the kernel hides frame numbers (no CAP_SYS_ADMIN)
-        yield from _same_by_contents(*pids, address, length)
+        yield from _same_by_contents(parent.pid, child, address, length)
         return
     for first, count in pagemap.same_frames(left, right):
         yield address + first * PAGE, count * PAGE

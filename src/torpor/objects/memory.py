@@ -24,7 +24,7 @@ from torpor.objects.nodes import Found
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Iterable, Iterator, Sequence, Set
+    from collections.abc import Callable, Iterable, Iterator, Sequence, Set
     from collections.abc import Mapping as Mapping_
 
     from torpor.image.chain import Source
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from torpor.tasks.remote import Remote
 
 ENOMEM = 12
+_STEPPED_OVER = 4 << 20
+"""Bytes of a mapping that is rather looked through in vain than left out: to ask the kernel once more takes as long."""
 TWO_THREADS = 16 << 20
 """Bytes of pages from which a second thread pays."""
 _ADDRESS = all_of(in_range(0, 1 << 63), aligned(4096))  # whatever the page size of the image
@@ -202,7 +204,7 @@ _known_attributes: dict[frozenset[str], int] = {}
 
 
 def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, saving: Saving) -> Mm:
-    """The record of an address space; the records of the files it maps are written before."""
+    """The record of an address space, still without `guards`; the records of the files it maps are written before."""
     pid, marks = process.pid, process.stat
     vdso = b""
     records = []
@@ -243,19 +245,18 @@ def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, savi
         auxv=procfs.auxv(pid),
         vdso=vdso,
         mappings=records,
-        guards=[Range(start=start, end=start + length) for start, length in _guards(pid, mappings)],
     )
 
 
-def _guards(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[int, int]]:
-    """(address, bytes) of every run of guard pages. They are in anonymous memory, and in files since 6.15."""
+def guards(pid: int, mappings: Sequence[Mapping]) -> Iterator[Range]:
+    """The guard pages of a process in these mappings, ascending. They are in anonymous memory, and in files since 6.15."""
     if not pagemap.has_scan():
         return  # a kernel older than guard pages
     fd = pagemap.open(pid)
     try:
-        for mapping in mappings:
-            if not (special(mapping) or ignored(mapping)) and ("gu" in mapping.flags or mapping.writable):
-                yield from pagemap.guard_runs(fd, mapping.start, mapping.end)
+        for places in _neighbours(mappings, lambda m: not _ours(m) and ("gu" in m.flags or m.writable)):
+            for _, start, length in _within(places, pagemap.guard_runs(fd, places[0].start, places[-1].end)):
+                yield Range(start=start, end=start + length)
     finally:
         os.close(fd)
 
@@ -274,14 +275,52 @@ def own_pages(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[Mapping, 
     """(mapping, address, bytes) of every run of pages that the image must carry, ascending."""
     fd = pagemap.open(pid)
     try:
-        for mapping in mappings:
-            if special(mapping) or ignored(mapping) or mapping.shared:
-                continue
-            backed = bool(mapping.inode)
-            for address, length in pagemap.present_runs(fd, mapping.start, mapping.end, file_backed_private=backed):
-                yield mapping, address, length
+        for places in _neighbours(mappings, lambda m: not (_ours(m) or m.shared)):
+            # Of the pages that no file has private memory consists, and so one look is enough for what is a file's and what is not.
+            yield from _within(places, pagemap.present_runs(fd, places[0].start, places[-1].end, file_backed_private=True))
     finally:
         os.close(fd)
+
+
+def _ours(mapping: Mapping) -> bool:
+    """Whether its pages are the kernel's own."""
+    return special(mapping) or ignored(mapping)
+
+
+def _neighbours(mappings: Sequence[Mapping], wanted: Callable[[Mapping], bool]) -> Iterator[list[Mapping]]:
+    """The mappings that are wanted, in groups to be looked at together: nothing large lies between those of a group.
+
+    To ask the kernel takes as long as to look through some of them. Where there is no PAGEMAP_SCAN holes are not stepped over,
+    and each mapping is a group.
+    """
+    together = pagemap.has_scan()
+    group: list[Mapping] = []
+    for mapping in mappings:
+        if wanted(mapping):
+            if group and not together:
+                yield group
+                group = []
+            group.append(mapping)
+        elif group and mapping.length > _STEPPED_OVER:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _within(mappings: Sequence[Mapping], runs: Iterable[tuple[int, int]]) -> Iterator[tuple[Mapping, int, int]]:
+    """The ascending runs (address, bytes), as far as they lie in one of the mappings, and in which one."""
+    index = 0
+    for start, length in runs:
+        end = start + length
+        while index < len(mappings) and mappings[index].end <= start:
+            index += 1
+        at = index
+        while at < len(mappings) and mappings[at].start < end:
+            mapping = mappings[at]
+            low, high = max(start, mapping.start), min(end, mapping.end)
+            yield mapping, low, high - low
+            at += 1
 
 
 # --- restart: how it is made again
