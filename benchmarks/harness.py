@@ -150,7 +150,7 @@ class Warm:
 class Victim:
     """victim.c, running, or saved and not running. A context manager: in the end nothing of it is left."""
 
-    _FIELDS = ("reset", "longest", "longest_gap", "resumed", "readings", "ready", "address", "change")
+    _FIELDS = ("reset", "longest", "longest_gap", "resumed", "readings", "ready", "address", "change", "stopped")
 
     def __init__(self, argv: list[str], directory: Path, warm: Warm, others: int, server: Server) -> None:
         """`argv`: victim.c's program and its arguments but the file. `others`: its threads and processes beside the first one."""

@@ -21,6 +21,8 @@ FEW = 3
 """How often is measured what hardly varies."""
 LARGE = 64 * MIB
 """Bytes of memory from which it says something how much less there is to save the second time, and what can come later."""
+LEAST = 256 * MIB
+"""Bytes of free memory that is brought back before anything is measured."""
 CHANGED = 100
 """One page in so many changes from one image to the next."""
 
@@ -121,6 +123,15 @@ class Bench:
         """A command, to its end."""
         return Command(argv, self.directory)
 
+    def freshen(self, memory: int = LEAST) -> None:
+        """See to it that this machine has some of the free memory which it says it has, `memory` bytes.
+
+        The host of a virtual machine may have been given what was free (free page reporting), and brings a page back when it is
+        touched: that takes ten times as long as to use it, and stops whoever runs here. `raw touch` has it brought back before
+        something is measured. Much of it at a time goes to the host again at once.
+        """
+        self.run([str(self.raw), "touch", str(memory)])
+
     def measure(self, case: Case, runs: int) -> dict[str, Any]:
         """All figures of one program, ns and bytes."""
         image = self.directory / "image"
@@ -190,6 +201,7 @@ class Bench:
         for name, step in turned:
             if name != "raw":
                 image.unlink(missing_ok=True)
+            self.freshen()
             victim.begin()
             before = stolen()
             step()
@@ -197,6 +209,8 @@ class Bench:
             if name == "command":
                 samples.add("checkpoint_command_stolen", stolen() - before)
             samples.add("raw_out_stopped" if name == "raw" else f"checkpoint_{name}_stopped", victim.longest)
+            if name != "raw":
+                samples.add(f"checkpoint_{name}_in_stop", victim.stopped)
 
     def _increments(self, victim: Victim, case: Case, samples: Samples, runs: int) -> None:
         """One image after the other of a program of which a hundredth changes meanwhile, as `torpor watch` takes them."""
@@ -208,12 +222,14 @@ class Bench:
                 image = place / str(number)
                 if number:
                     victim.alter(case.memory // os.sysconf("SC_PAGE_SIZE") // CHANGED)
+                self.freshen()
                 victim.begin()
                 took, _, _ = self.warm.ask("next", str(victim.pid), str(image), *[parent] * bool(parent))
                 victim.await_running()
                 kind = "next" if number else "first"
                 samples.add(f"checkpoint_{kind}", took)
                 samples.add(f"checkpoint_{kind}_stopped", victim.longest)
+                samples.add(f"checkpoint_{kind}_in_stop", victim.stopped)
                 samples.add(f"checkpoint_{kind}_bytes", image.stat().st_size)
                 parent = str(image)
             if not run:
@@ -255,6 +271,10 @@ class Bench:
             wait_for("all of the program's memory comes", lambda: victim.resident() >= case.memory)
             samples.add("restart_lazy_whole", time.time_ns() - found.began)
 
+        def lazily() -> None:
+            _, began, _ = self.warm.ask("lazily", str(image), *victim.options[1:])
+            samples.add("restart_lazily_running", victim.await_restart(began))
+
         def raw() -> None:
             samples.add("raw_in", int(self.run([str(self.raw), "in", str(image), str(image.stat().st_size)]).out))
 
@@ -263,10 +283,11 @@ class Bench:
             partial(command, "served", self.python.torpor(*words, *self.server.options)),
             mechanism,
             raw,
-            *[lazy] * (case.memory >= LARGE and os.geteuid() == 0),
+            *[lazy, lazily] * (case.memory >= LARGE and os.geteuid() == 0),
         ]
         turn %= len(steps)
         for step in (*steps[turn:], *steps[:turn]):
+            self.freshen(max(case.memory + case.memory // 4, LEAST))
             step()
             victim.end()
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
+from benchmarks.report import ms
+
 Row = dict[str, Any]
 
-WIDTH, HEIGHT = 860, 520
-LEFT, RIGHT, TOP, BOTTOM = 70, 300, 50, 55
+WIDTH, HEIGHT = 900, 520
+LEFT, RIGHT, TOP, BOTTOM = 80, 330, 50, 55
 
 CURVES = [
     # (key, what it is, colour, dashes: a limit or a way that torpor does not go)
@@ -64,7 +66,7 @@ def svg(rows: Sequence[Row], title: str) -> str:
         stroke = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes or "none"}"'
         out.append(f'<polyline points="{path}" fill="none" {stroke}/>')
         out += [f'<circle cx="{x(size):.1f}" cy="{y(value):.1f}" r="3" fill="{colour}"/>' for size, value in curve]
-        ends.append((y(curve[-1][1]), f"{label}: {curve[-1][1]:.3g} ms", colour))
+        ends.append((y(curve[-1][1]), f"{label}: {ms(1e6 * curve[-1][1])} ms", colour))
     below = 0.0
     for at, label, colour in sorted(ends):  # next to the ends of their curves, but not over each other
         below = max(at, below + 16)

@@ -3,6 +3,7 @@
  *     raw out PID ADDRESS REGION LENGTH FILE   process_vm_readv by one thread, write by another: time until all is
  *                                            written, time until it is on disk (fsync)
  *     raw in FILE LENGTH                       first touch of fresh memory + read from the page cache
+ *     raw touch LENGTH                         first touch of fresh memory; prints nothing
  *
  * LENGTH bytes are moved in all, those of the REGION at ADDRESS over and over.
  */
@@ -111,8 +112,20 @@ static int in(const char *path, size_t length)
     return 0;
 }
 
+static int touch(size_t length)
+{
+    char *data = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED)
+        die("mmap");
+    for (size_t done = 0; done < length; done += (size_t)sysconf(_SC_PAGESIZE))
+        data[done] = 1;
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 3 && !strcmp(argv[1], "touch"))
+        return touch(strtoull(argv[2], NULL, 10));
     if (argc == 7 && !strcmp(argv[1], "out"))
         return out(atoi(argv[2]), strtoull(argv[3], NULL, 10), strtoull(argv[4], NULL, 10), strtoull(argv[5], NULL, 10), argv[6]);
     if (argc == 4 && !strcmp(argv[1], "in"))

@@ -48,7 +48,9 @@ def name(row: Row) -> str:
 PAUSE: list[Column] = [
     ("program", name),
     ("stood still", time_of("checkpoint_command_stopped")),
+    ("in the stop", time_of("checkpoint_command_in_stop")),
     ("--server", time_of("checkpoint_served_stopped")),
+    ("in the stop", time_of("checkpoint_served_in_stop")),
     ("stop-and-copy", time_of("checkpoint_standing_stopped")),
     ("(stolen)", time_of("checkpoint_command_stolen")),
     ("(raw copy)", time_of("raw_out_stopped")),
@@ -93,6 +95,7 @@ NEXT: list[Column] = [
     ("next ones", time_of("checkpoint_next")),
     ("next/first", ratio("checkpoint_next", "checkpoint_first", 3)),
     ("stood still", time_of("checkpoint_next_stopped")),
+    ("in the stop", time_of("checkpoint_next_in_stop")),
     ("bytes", lambda row: size(row["checkpoint_next_bytes"])),
     ("next/first", ratio("checkpoint_next_bytes", "checkpoint_first_bytes", 3)),
     ("command, compared", time_of("checkpoint_compared")),
@@ -100,6 +103,7 @@ NEXT: list[Column] = [
 LAZY: list[Column] = [
     ("program", name),
     ("runs again", time_of("restart_lazy_running")),
+    ("(mechanism)", time_of("restart_lazily_running")),
     ("(all before)", time_of("restart_command_running")),
     ("all is there", time_of("restart_lazy_whole")),
     ("all is there/all before", ratio("restart_lazy_whole", "restart_command_running")),
@@ -112,6 +116,7 @@ STARTS: list[Column] = [
 SLOPES: list[Column] = [
     ("each", name),
     ("stood still", time_of("checkpoint_command_stopped")),
+    ("in the stop", time_of("checkpoint_command_in_stop")),
     ("checkpoint", time_of("checkpoint_command")),
     ("(--server)", time_of("checkpoint_served")),
     ("(mechanism)", time_of("checkpoint_mechanism")),
@@ -120,8 +125,8 @@ SLOPES: list[Column] = [
     ("image", lambda row: size(row["image_bytes"])),
 ]
 SLOPE_KEYS = (
-    "checkpoint_command_stopped", "checkpoint_command", "checkpoint_served", "checkpoint_mechanism", "restart_command",
-    "restart_mechanism", "image_bytes",
+    "checkpoint_command_stopped", "checkpoint_command_in_stop", "checkpoint_command", "checkpoint_served", "checkpoint_mechanism",
+    "restart_command", "restart_mechanism", "image_bytes",
 )  # fmt: skip
 LARGE = 256 << 20
 """Bytes of memory from which a rate says something."""
@@ -172,9 +177,10 @@ def text(found: dict[str, Any]) -> str:
         *table(STARTS, found["starts"]),
         "",
         "Stood still: the longest time between two of the program's own looks at the clock, during `torpor checkpoint` and with",
-        "--server; stop-and-copy: the same when torpor has no copy made, as with --kill; (stolen): for how long a host kept the",
-        "processors from running meanwhile, which the program sees as well; (raw copy): stood still while as many bytes are moved",
-        "without torpor, which stops nobody but wants both processors; (alone): while nothing is done to it.",
+        "--server; in the stop: the longest of those times in which it was stopped, rather than without a processor; stop-and-",
+        "copy: the same when torpor has no copy made, as with --kill; (stolen): for how long a host kept the processors from",
+        "running meanwhile, which the program sees as well; (raw copy): stood still while as many bytes are moved without torpor,",
+        "which stops nobody but wants both processors; (alone): while nothing is done to it.",
         *table(PAUSE, cases),
         "",
         "Checkpoint: until the command ends; the image is on disk then. mechanism: the function alone, in a process that",

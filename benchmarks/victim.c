@@ -3,7 +3,8 @@
  *     victim FILE MEMORY THREADS PROCESSES [huge]
  *
  * The first thread reads the clocks in a tight loop and notes the longest time between two readings in FILE, which it shares with
- * the harness. MEMORY bytes are filled with random data, in huge pages if it
+ * the harness; and the longest of those times in which it was stopped: it never waits by itself, so the kernel counts a voluntary
+ * context switch only for a stop. What others take of its processor, or a host of all processors, is not in that. MEMORY bytes are filled with random data, in huge pages if it
  * is told so (madvise(2)); when it is told to, it changes so many pages of them, at random. All other threads and processes wait in
  * pause(2), as idle ones do.
  */
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -28,6 +30,7 @@ struct shared {
     _Atomic uint64_t ready;      /* threads and processes that have come up */
     _Atomic uint64_t address;    /* of the random data */
     _Atomic uint64_t change;     /* set by the harness: change so many pages of it; cleared by us when that is done */
+    _Atomic uint64_t stopped;    /* CLOCK_MONOTONIC: the longest time between two readings in which we were stopped */
 };
 
 static struct shared *shared;
@@ -67,17 +70,31 @@ static void change(uint64_t pages)
     }
 }
 
+static long switches(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_nvcsw;
+}
+
 static _Noreturn void watch(void)
 {
+    long counted = switches();
     uint64_t monotonic = now(CLOCK_MONOTONIC), real = now(CLOCK_REALTIME);
     for (;;) {
         uint64_t m = now(CLOCK_MONOTONIC), r = now(CLOCK_REALTIME);
         if (shared->reset) {
-            shared->longest = shared->longest_gap = shared->resumed = shared->readings = 0;
+            shared->longest = shared->longest_gap = shared->resumed = shared->readings = shared->stopped = 0;
             shared->reset = 0;
         } else {
             if (m - monotonic > shared->longest)
                 shared->longest = m - monotonic;
+            if (m - monotonic > 50000) { /* no stop is shorter; and this is seldom */
+                long before = counted;
+                counted = switches();
+                if (counted > before && m - monotonic > shared->stopped)
+                    shared->stopped = m - monotonic;
+            }
             if (r > real && r - real > shared->longest_gap) {
                 shared->longest_gap = r - real;
                 shared->resumed = r;

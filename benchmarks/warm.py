@@ -6,6 +6,7 @@ Each line on standard input is a request, its words separated by tabs; the answe
     standing PID FILE        -> the same; the program stands still until all is written, as with --kill, but goes on
     next PID FILE [PARENT]   -> the same; what has changed since PARENT, which was taken by this request, too (without: all)
     restart FILE [ALLOWED]   -> ok NS START PID      (START: when it began, CLOCK_REALTIME in ns)
+    lazily FILE [ALLOWED]    -> the same; its memory comes while it runs
     reap                     -> ok
                              -> failed TEXT
 """
@@ -18,12 +19,14 @@ import sys
 import time
 
 from torpor.checkpoint import checkpoint
-from torpor.restart import restart_as_child
+from torpor.restart import Restarted, restart_as_child
 from torpor.tasks.tracking import Tracking
 
 story = sys.modules["torpor.checkpoint"]  # `torpor.checkpoint` is the function
 copy_from: int = vars(story)["WORTH_A_COPY"]
 tracking = Tracking()
+served: list[Restarted] = []
+"""Programs that get their memory from here."""
 waited = {False: 0, True: 0}
 """ns in fsync: of files, of directories."""
 fsync = os.fsync
@@ -52,12 +55,17 @@ def answer(verb: str, words: list[str]) -> list[object]:
         start = time.perf_counter_ns()
         checkpoint(pid, file, parent=parent, tracking=tracking if verb == "next" else None)
         return [time.perf_counter_ns() - start, waited[False], waited[True]]
-    if verb == "restart":
+    if verb in ("restart", "lazily"):
         begin, start = time.time_ns(), time.perf_counter_ns()
-        program = restart_as_child(words[0], allow_changed=words[1:])
+        program = restart_as_child(words[0], allow_changed=words[1:], lazy=verb == "lazily")
         took = time.perf_counter_ns() - start
-        program.leave()
+        if verb == "lazily":
+            served.append(program)
+        else:
+            program.leave()
         return [took, begin, program.pid]
+    while served:
+        served.pop().wait()
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

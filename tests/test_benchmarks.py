@@ -24,6 +24,7 @@ PROGRAMS = ["1 MiB", "1 thread", "10 threads", "1 process", "10 processes"]
 FIGURES = {
     "checkpoint_command", "checkpoint_served", "checkpoint_mechanism", "checkpoint_standing",
     "checkpoint_command_stopped", "checkpoint_served_stopped", "checkpoint_mechanism_stopped", "checkpoint_standing_stopped",
+    "checkpoint_command_in_stop", "checkpoint_served_in_stop", "checkpoint_mechanism_in_stop", "checkpoint_standing_in_stop",
     "checkpoint_mechanism_fsync_file", "checkpoint_mechanism_fsync_directory", "checkpoint_mechanism_without_fsync", "peak_rss",
     "restart_command", "restart_served", "restart_mechanism",
     "restart_command_running", "restart_served_running", "restart_mechanism_running",
@@ -53,6 +54,7 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
     assert [row["plain"] > 0 and row["isolated"] > 0 for row in found["starts"]] == [True] * 5
     assert all(case["checkpoint_mechanism_fsync_file"] < case["checkpoint_mechanism"] for case in cases.values())
     assert all(MIB < case["peak_rss"] < 200 * MIB for case in cases.values())
+    assert all(case["checkpoint_command_in_stop"] <= case["checkpoint_command_stopped"] for case in cases.values())
     assert cases["1 MiB"]["checkpoint_standing_stopped"] < cases["1 MiB"]["checkpoint_standing"]
 
     tables = done.stdout.split("\nStood still:")[1].replace("\nRestart", "\nCheckpoint").split("\nCheckpoint")
