@@ -4,9 +4,10 @@
  *
  * The first thread reads the clocks in a tight loop and notes the longest time between two readings in FILE, which it shares with
  * the harness; and the longest of those times in which it was stopped: it never waits by itself, so the kernel counts a voluntary
- * context switch only for a stop. What others take of its processor, or a host of all processors, is not in that. MEMORY bytes are filled with random data, in huge pages if it
- * is told so (madvise(2)); when it is told to, it changes so many pages of them, at random. All other threads and processes wait in
- * pause(2), as idle ones do.
+ * context switch only for a stop. What others take of its processor, or a host of all processors, is not in that.
+ *
+ * MEMORY bytes are filled with random data, in huge pages if it is told so (madvise(2)); when it is told to, it changes so many
+ * pages of them, at random. All other threads and processes wait in pause(2), as idle ones do.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -226,6 +226,8 @@ class _Checkpoint:
         Only of the relatives, which may share pages; of the others it is asked when it is needed.
         """
         self.parents: dict[int, cow.Parent] = {}
+        self.sizes: dict[int, int] = {}
+        """About how much memory each process has for itself, in bytes."""
         self.relatives: set[int] = set()
         """The processes whose parent or a child of which is in the tree, alive."""
         self.heirs: set[int] = set()
@@ -272,6 +274,7 @@ class _Checkpoint:
             old = self.mappings.get(process.pid)
             if old is None or [_place(mapping) for mapping in old] != [_place(mapping) for mapping in process.mappings]:
                 self.mappings[process.pid] = procfs.smaps(process.pid)
+            self.sizes[process.pid] = _private_bytes(self.mappings[process.pid])
             self.here.code.note(self.mappings[process.pid])
             self.descriptors[process.pid] = look(process.pid)
         preflight.refuse(preflight.frozen(self.tree, self.mappings, self.descriptors))
@@ -388,7 +391,7 @@ class _Checkpoint:
             self.find_heritage(process, space)
         record.mm = saving.add(space, ("mm", process.pid))
         mappings = self.mappings[process.pid]
-        large = _private_bytes(mappings) >= WORTH_A_COPY
+        large = self.sizes[process.pid] >= WORTH_A_COPY
         space.guards = list(memory_objects.guards(process.pid, [m for m in mappings if not large or _uncopied(m)]))
         if large:
             self.unguarded[process.pid] = space
@@ -496,10 +499,9 @@ class _Checkpoint:
 
     def save_memory(self, kill: bool, tracking: Tracking | None) -> None:
         """While nothing moves: a copy of every large memory, if nothing speaks against it, or else its pages into the image."""
-        sizes = {process.pid: _private_bytes(self.mappings[process.pid]) for process in self.tree.alive()}
-        against = ENDS if kill else self.against_copies(sizes)
+        against = ENDS if kill else self.against_copies()
         for process in self.tree.alive():
-            large = sizes[process.pid] >= WORTH_A_COPY
+            large = self.sizes[process.pid] >= WORTH_A_COPY
             if tracking and large:
                 with Held():
                     self.written[process.pid] = tracking.since(process, self.private_mappings(process), self.tree)
@@ -514,7 +516,7 @@ class _Checkpoint:
             self.note_guards()
         self.why_not_copied = against
         if tracking:
-            tracking.keep(set(sizes))
+            tracking.keep(set(self.sizes))
 
     def note_guards(self) -> None:
         """Enter the guard pages that have not been looked for yet."""
@@ -526,17 +528,16 @@ class _Checkpoint:
 
     def private_mappings(self, process: FrozenProcess) -> list[MappedRange]:
         """The mappings of a process whose pages may be its own."""
-        special, ignored = memory_objects.special, memory_objects.ignored
-        return [m for m in self.mappings[process.pid] if not (m.shared or special(m) or ignored(m))]
+        return [m for m in self.mappings[process.pid] if not (m.shared or memory_objects.of_kernel(m))]
 
-    def against_copies(self, sizes: Mapping[int, int]) -> str:
-        """What speaks against copies of memory of these sizes, by process, in words; nothing, as a rule."""
-        if max(sizes.values()) < WORTH_A_COPY:
+    def against_copies(self) -> str:
+        """What speaks against copies of memory of these sizes, in words; nothing, as a rule."""
+        if max(self.sizes.values()) < WORTH_A_COPY:
             return ""
         for pid, told in self.told.items():
             if told.inside.subreaper:
                 return f"process {pid} takes in orphans (PR_SET_CHILD_SUBREAPER), and a copy would be one"
-        size, room = sum(sizes.values()), headroom.available(self.tree.processes[0].pid)
+        size, room = sum(self.sizes.values()), headroom.available(self.tree.processes[0].pid)
         if room < size:
             return f"all of its {size >> 20} MiB may change meanwhile, and there is memory for {room >> 20} MiB"
         return ""
@@ -579,7 +580,7 @@ class _Checkpoint:
         theirs = [mapping for mapping in procfs.smaps(copy.pid) if "wf" not in mapping.flags]
         starts = [mapping.start for mapping in theirs]
         for mapping in self.mappings[pid]:
-            if mapping.shared or _uncopied(mapping) or memory_objects.special(mapping) or memory_objects.ignored(mapping):
+            if mapping.shared or _uncopied(mapping) or memory_objects.of_kernel(mapping):
                 continue
             index = bisect_right(starts, mapping.start) - 1
             if index < 0 or theirs[index].end < mapping.end:

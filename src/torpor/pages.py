@@ -11,7 +11,7 @@ import os
 from _thread import allocate_lock
 from bisect import bisect_right
 
-from torpor.image.format import CompressedPages, EarlierPages, Pages
+from torpor.image.format import MAX_CHUNK, CompressedPages, EarlierPages, Pages
 from torpor.image.format import DataRun as Run
 from torpor.image.writer import hash_of
 from torpor.linux import memory
@@ -35,10 +35,8 @@ if TYPE_CHECKING:
 CHUNK = 4 << 20
 """Bytes of memory that are read, hashed and written at a time."""
 
-LARGE_CHUNK = 16 << 20
-"""The same, of a process with LARGE bytes or more: its image has fewer records to be looked at before it runs again."""
-
 LARGE = 2 << 30
+"""Bytes of a process from which they are MAX_CHUNK at a time: its image has fewer records to be looked at before it runs again."""
 
 TWO_THREADS = 16 << 20
 """Bytes from which it pays that one thread reads while another one hashes and writes."""
@@ -160,7 +158,7 @@ class PageWriter:
         workers = min(os.cpu_count() or 1, COMPRESSORS if self._level else WRITERS)
         # Who compresses or compares holds more than one chunk.
         small = self._level or self._parent or sum(length for _, _, length in runs) < LARGE
-        size, held = (CHUNK, BUFFERS + workers - 1) if small else (LARGE_CHUNK, BUFFERS)
+        size, held = (CHUNK, BUFFERS + workers - 1) if small else (MAX_CHUNK, BUFFERS)
         empty: SimpleQueue[mmap] = SimpleQueue()
         full: SimpleQueue[tuple[Chunk, mmap] | None] = SimpleQueue()
         for _ in range(held):

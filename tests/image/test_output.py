@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
+import random
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import SRC
+from tests.conftest import SEED, SRC
 from tests.image.samples import SampleObject, header, pages, write_small
 from torpor.errors import BadImage, NoPermission, TorporError
 from torpor.image import input as image_input
 from torpor.image.reader import Image
 from torpor.image.writer import ImageWriter
+
+Buffer = bytes | memoryview
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -28,14 +33,21 @@ def left_in(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir())
 
 
-def write_much(target: Path | str | int, chunks: int = 8) -> None:
+def write_much(target: Path | str | int, chunks: int = 8, buffers: Sequence[Buffer] = (bytes(1 << 20),)) -> None:
     """An image with `chunks` MiB of data."""
     with ImageWriter.open(target) as image:
         image.add(header())
         image.add(SampleObject(id=1, size=1))
         for index in range(chunks):
-            image.add_data(pages(1, (index << 20, 1 << 20)), [bytes(1 << 20)])
+            image.add_data(pages(1, (index << 20, 1 << 20)), buffers)
         image.finish()
+
+
+def whole_pages(size: int, before: int = 0) -> memoryview:
+    """Random bytes that lie `before` bytes behind the beginning of a page, where the disk can take them from if that is 0."""
+    room = mmap.mmap(-1, before + size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room[before:] = random.Random(SEED).randbytes(size)
+    return memoryview(room)[before:]
 
 
 @pytest.fixture
@@ -212,6 +224,88 @@ def test_what_stands_on_a_pipe_without_finish_is_no_image(tmp_path: Path) -> Non
     os.close(source)
 
 
+# --- Past the page cache --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def directly(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each write past the page cache."""
+    real, seen = os.pwritev, []
+
+    def watched(fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+        seen.append(real(fd, buffers, offset))
+        return seen[-1]
+
+    monkeypatch.setattr(os, "pwritev", watched)
+    return seen
+
+
+def takes_direct_writes(directory: Path) -> bool:
+    try:
+        os.close(os.open(directory / "tried", os.O_CREAT | os.O_RDWR | os.O_DIRECT))
+    except OSError:
+        return False
+    finally:
+        (directory / "tried").unlink(missing_ok=True)
+    return True
+
+
+BUFFERS: dict[str, tuple[Callable[[], list[memoryview]], bool]] = {
+    # name: (the buffers, 1 MiB together; whether a disk can take them from where they lie)
+    "whole pages": (lambda: [whole_pages(1 << 20)], True),
+    "in two parts": (lambda: [whole_pages(3 << 18), whole_pages(1 << 18)], True),
+    "inside of a page": (lambda: [whole_pages(1 << 20, 512)], False),
+    "of odd lengths": (lambda: [whole_pages((1 << 19) + 100), whole_pages((1 << 19) - 100)], False),
+    "read-only": (lambda: [whole_pages(1 << 20).toreadonly()], False),
+}
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_large_data_goes_past_the_page_cache(tmp_path: Path, directly: list[int], name: str) -> None:
+    make, possible = BUFFERS[name]
+    buffers, path = make(), tmp_path / "job.img"
+    write_much(path, 3, buffers)
+    check_written(path, 3, buffers)
+    assert sum(directly) == (3 << 20 if possible and takes_direct_writes(tmp_path) else 0)
+
+
+@pytest.mark.parametrize("refused", ["open", "first write", "second write", "all of a write but a part"])
+def test_where_the_disk_does_not_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    """What open(2) says of file systems: some refuse O_DIRECT when they are written to, some always; the bytes are the same."""
+    real_open, real_write = os.open, os.pwritev
+    writes = 0
+
+    def opened(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_DIRECT and refused == "open":
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real_open(path, flags & ~os.O_DIRECT, mode, dir_fd=dir_fd)
+
+    def written(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        nonlocal writes
+        writes += 1
+        if (refused, writes) in (("first write", 1), ("second write", 2)):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if refused == "all of a write but a part":
+            buffers = [buffers[0][: 5000 if writes == 2 else 8192]]
+        return real_write(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "pwritev", written)
+    path, buffers = tmp_path / "job.img", [whole_pages(1 << 20)]
+    write_much(path, 3, buffers)
+    check_written(path, 3, buffers)
+    assert writes == {"open": 0, "first write": 1, "second write": 2}.get(refused, writes)
+    assert writes > 2 or refused != "all of a write but a part"
+
+
+def check_written(path: Path, chunks: int, buffers: Sequence[Buffer]) -> None:
+    data = b"".join(bytes(buffer) for buffer in buffers)
+    with Image.open(path) as image:
+        image.verify_data()
+        assert [bytes(image.data(*chunk)) == data for chunk in image.chunks] == [True] * chunks
+
+
 # --- Failures -------------------------------------------------------------------------------------------------------
 
 
@@ -224,10 +318,11 @@ def test_a_full_device() -> None:
 
 
 @root
-def test_a_full_disk(small_disk: Path) -> None:
+@pytest.mark.parametrize("buffer", [bytes(1 << 20), whole_pages(1 << 20)], ids=["cached", "direct"])
+def test_a_full_disk(small_disk: Path, buffer: Buffer) -> None:
     path = small_disk / "job.img"
     with pytest.raises(TorporError, match=rf"^{path}: cannot write the image: No space left on device; make room"):
-        write_much(path)
+        write_much(path, buffers=[buffer])
     assert left_in(small_disk) == []
     write_small(path)
     with pytest.raises(TorporError, match="No space left on device"):

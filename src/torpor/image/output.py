@@ -85,8 +85,8 @@ class File(Output):
     """A file that gets its name in `commit`, and replaces the one that had it.
 
     Large data goes to the disk past the page cache (O_DIRECT), where the file system can do that. An image is waited for until it
-    is on the disk in any case, so a copy of it in memory gains nothing; it costs the time to make it, half of the whole, and the
-    program that goes on its own files there. (It is in the page cache when it has been read once.)
+    is on the disk in any case, so a copy of it in memory gains nothing: to make it takes half of the whole time, and drives the
+    program's own files out of the page cache. (The image is there when it has been read once.)
     """
 
     def __init__(self, path: str) -> None:

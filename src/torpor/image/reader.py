@@ -19,7 +19,7 @@ from .scan import DAMAGED, Scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import Self, TypeVar
 
@@ -150,13 +150,7 @@ class Image:
         In the beginning of `room`, if that is given.
         """
         stored = memoryview(bytearray(record.stored)) if room is None else room[: record.stored]
-        crc = 0
-        for at in range(0, record.stored, PIECE):  # which is hashed while the processor's cache has it
-            piece = stored[at : at + PIECE]
-            self.fill(piece, offset + at)
-            crc = zlib.crc32(piece, crc)
-        if crc != record.hash:
-            raise self._altered(record, offset)
+        self._fill_checked(record, offset, (stored[at : at + PIECE] for at in range(0, record.stored, PIECE)))
         return stored
 
     def data(self, record: DataRecord, offset: int, room: memoryview | None = None) -> memoryview:
@@ -200,7 +194,8 @@ class Image:
             piece = memoryview(bytearray(min(PIECE, longest)))  # touching more of it than is needed takes time
             for index, (image, record, offset) in chunks:
                 try:
-                    image._check_hash(record, offset, piece)
+                    room = (piece[: record.stored - at] for at in range(0, record.stored, len(piece)))
+                    image._fill_checked(record, offset, room)
                 except TorporError as error:
                     errors.append((index, error))
                 done[me] += record.stored
@@ -225,17 +220,16 @@ class Image:
         if progress:
             progress(total, total)
 
-    def _check_hash(self, record: DataRecord, offset: int, piece: memoryview) -> None:
+    def _fill_checked(self, record: DataRecord, offset: int, pieces: Iterable[memoryview]) -> None:
+        """Read the data of a chunk into one piece after the other. BadImage if its hash is not what it was."""
         crc = 0
-        for done in range(0, record.stored, len(piece)):
-            part = piece[: record.stored - done]
-            self.fill(part, offset + done)
-            crc = zlib.crc32(part, crc)  # without the GIL, as the read is
+        for piece in pieces:
+            self.fill(piece, offset)
+            offset += len(piece)
+            crc = zlib.crc32(piece, crc)  # while the processor's cache has it; without the GIL, as the read is
         if crc != record.hash:
-            raise self._altered(record, offset)
+            reason = "altered: the hash of the data differs"
+            raise BadImage(Obstacle(self._where(record, offset - record.stored), reason, DAMAGED))
 
     def _where(self, record: DataRecord, offset: int) -> str:
         return f"{self.name}: {type(record).__name__} of #{record.owner} at byte {offset}"
-
-    def _altered(self, record: DataRecord, offset: int) -> BadImage:
-        return BadImage(Obstacle(self._where(record, offset), "altered: the hash of the data differs", DAMAGED))

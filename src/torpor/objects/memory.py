@@ -116,9 +116,14 @@ def ignored(mapping: Mapping) -> bool:
     return mapping.path in ("[vsyscall]", "[vectors]")
 
 
+def of_kernel(mapping: Mapping) -> bool:
+    """Whether its pages are the kernel's own: either of these."""
+    return special(mapping) or ignored(mapping)
+
+
 def obstacle(mapping: Mapping, pid: int) -> Obstacle | None:
     """Why a mapping cannot be saved, or None."""
-    if special(mapping) or ignored(mapping):
+    if of_kernel(mapping):
         return None
     reason = _against(mapping)
     if not reason:
@@ -254,7 +259,7 @@ def guards(pid: int, mappings: Sequence[Mapping]) -> Iterator[Range]:
         return  # a kernel older than guard pages
     fd = pagemap.open(pid)
     try:
-        for places in _neighbours(mappings, lambda m: not _ours(m) and ("gu" in m.flags or m.writable)):
+        for places in _neighbours(mappings, lambda m: not of_kernel(m) and ("gu" in m.flags or m.writable)):
             for _, start, length in _within(places, pagemap.guard_runs(fd, places[0].start, places[-1].end)):
                 yield Range(start=start, end=start + length)
     finally:
@@ -275,16 +280,11 @@ def own_pages(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[Mapping, 
     """(mapping, address, bytes) of every run of pages that the image must carry, ascending."""
     fd = pagemap.open(pid)
     try:
-        for places in _neighbours(mappings, lambda m: not (_ours(m) or m.shared)):
+        for places in _neighbours(mappings, lambda m: not (of_kernel(m) or m.shared)):
             # Of the pages that no file has private memory consists, and so one look is enough for what is a file's and what is not.
             yield from _within(places, pagemap.present_runs(fd, places[0].start, places[-1].end, file_backed_private=True))
     finally:
         os.close(fd)
-
-
-def _ours(mapping: Mapping) -> bool:
-    """Whether its pages are the kernel's own."""
-    return special(mapping) or ignored(mapping)
 
 
 def _neighbours(mappings: Sequence[Mapping], wanted: Callable[[Mapping], bool]) -> Iterator[list[Mapping]]:

@@ -58,8 +58,8 @@ MIDWAY_TRIES = 1000
 """How often at most a thread is let go that has not yet come back into its call: until it is given a processor."""
 
 
-class _Executed(Exception):
-    """The process has executed another program while it was being stopped: what was known of it is not true any more."""
+class _Changed(Exception):
+    """While a process was being stopped it has executed another program, or its first thread has ended: it is looked at anew."""
 
 
 class FrozenThread(Thread):
@@ -222,11 +222,9 @@ class FrozenTree:
             try:
                 if process.stat.state in "ZX":
                     self._add_zombie(process)
-                elif not self._stop_all(process):
-                    # It was just ending. Now it is a zombie, gone, or, with other threads left, what cannot be saved.
-                    # Or its place has been taken by another thread of it, which may be ours already.
-                    raise _Executed
-            except _Executed:
+                else:
+                    self._stop_all(process)
+            except _Changed:
                 self._executed.add(pid)
                 self._begin_again(process, self._seized - others)
                 continue
@@ -247,12 +245,12 @@ class FrozenTree:
         process.close()
 
     def _add_zombie(self, process: FrozenProcess) -> None:
-        """A process that has ended. Raises _Executed when only its first thread has, for another one that executes a program."""
+        """A process that has ended. Raises _Changed when only its first thread has, for another one that executes a program."""
         pid, deadline = process.pid, time.monotonic() + _SOON
         while True:
             alone = procfs.threads(pid) == [pid]
             if procfs.stat(pid).state not in "ZX":
-                raise _Executed
+                raise _Changed
             if alone:
                 break
             if time.monotonic() > deadline:
@@ -267,12 +265,16 @@ class FrozenTree:
             time.sleep(_LOOK)
         process.settle(process.stat, procfs.status(process.pid))
 
-    def _stop_all(self, process: FrozenProcess) -> bool:
-        """Stop all threads of a process; False if the first of them has ended. Raises _Executed."""
+    def _stop_all(self, process: FrozenProcess) -> None:
+        """Stop all threads of a process. Raises _Changed.
+
+        When its first thread has ended, it is a zombie now, gone, or, with other threads left, what cannot be saved; or its place
+        has been taken by another thread, which may be ours already.
+        """
         pid = process.pid
         # What follows is true of the program that it executes, and from here on we are told of another one.
         if not self._seize(process, pid):
-            return False
+            raise _Changed
         process.arch = arch.of_program(pid)
         ended: set[int] = set()
         while True:
@@ -288,7 +290,7 @@ class FrozenTree:
                 else:
                     ended.add(tid)
         if pid in ended:
-            return False
+            raise _Changed
         stat, news = procfs.stat(pid), ptrace.news(pid)
         if stat.state != "t" or news:
             # Another thread than the first has executed a program, and is the first one now: ours, or nobody's.
@@ -296,9 +298,8 @@ class FrozenTree:
                 raise ProcessLookupError(3, f"process {pid} is ending")
             if not news:
                 self._seized.discard(pid)
-            raise _Executed
+            raise _Changed
         process.settle(stat, process.threads[-1].status)
-        return True
 
     def add_absent(self, pid: int, parent: FrozenProcess | None, status: int) -> None:
         """Take a running process for one that has ended with the wait status `status`."""
@@ -380,7 +381,7 @@ class FrozenTree:
     def _stop(self, process: FrozenProcess, tid: int) -> tuple[int, Seen | None]:
         """Stop a seized thread. Returns the signal of the group-stop it was in already, 0, or -1: it has ended.
 
-        And, where the stop hides it, in which call it was seen right before. Raises _Executed.
+        And, where the stop hides it, in which call it was seen right before. Raises _Changed.
         """
         pid, seen = process.pid, None
         try:
@@ -392,14 +393,15 @@ class FrozenTree:
             return -1, None
         waited, asked = 0.0, 0.0
         while True:
+            status, ours = None, True
             try:
                 status = ptrace.wait(tid, block=False)
             except ChildProcessError:
-                status = None
-            if status is None and procfs.status(pid, tid).tracer_pid != os.getpid():
+                ours = False
+            if status is None and not (ours and waited == 0) and procfs.status(pid, tid).tracer_pid != os.getpid():
                 # Another thread executes a program: it has become the first one of the process, or has made room for that.
                 self._seized.discard(tid)
-                raise _Executed
+                raise _Changed
             if status is None:
                 if waited > PATIENCE:
                     raise _busy(pid, tid)
@@ -419,7 +421,7 @@ class FrozenTree:
                 return (signal if signal in STOP_SIGNALS else 0), seen
             elif status >> 16 == ptrace.EVENT_EXEC:
                 _ignoring_gone(ptrace.cont, tid)
-                raise _Executed
+                raise _Changed
             else:
                 # A signal was about to be delivered: deliver it, or it is lost. That stop has used our interrupt up: ask again,
                 # and first, for a signal without a handler is to leave an interrupted call as the kernel has interrupted it.
@@ -473,7 +475,7 @@ def _stopped(tree: FrozenTree, pid: int, parent: FrozenProcess | None) -> Frozen
 
 
 def padding_of(process: FrozenProcess) -> tuple[int, range]:
-    """Where torpor's code can lie, 0 if nowhere (preflight will say so); and the vdso without it. Raises _Executed."""
+    """Where torpor's code can lie, 0 if nowhere (preflight will say so); and the vdso without it. Raises _Changed."""
     mappings = procfs.maps(process.pid)
     try:
         padding = find_padding(process, mappings)
@@ -481,7 +483,7 @@ def padding_of(process: FrozenProcess) -> tuple[int, range]:
         return 0, range(0)
     except OSError as error:
         if error.errno == errno.EIO:  # what was mapped a moment ago: another thread has executed a program, and so ended this one
-            raise _Executed from None
+            raise _Changed from None
         raise
     vdso = next((range(mapping.start, mapping.end) for mapping in mappings if mapping.path == "[vdso]"), range(0))
     return padding, range(vdso.start, padding) if padding in vdso else vdso
