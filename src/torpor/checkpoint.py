@@ -111,7 +111,10 @@ def _checkpoint(
     """The same, a step a line."""
     mappings = preflight.survey(pid, absent)
     here = _Here(pid, mappings.values())
-    room = room_for(sum(size for size in map(_private_bytes, mappings.values()) if size < TWO_THREADS))
+    little = sum(size for size in map(_private_bytes, mappings.values()) if size < TWO_THREADS)
+    if tracking and earlier:
+        little += earlier.image.trailer.data  # as much as the last time, perhaps
+    room = room_for(little)
     naps, tree = _frozen(pid, absent, mappings)
 
     def pages(saving: Saving) -> PageWriter:
@@ -239,6 +242,8 @@ class _Checkpoint:
         self.told: dict[int, _Told] = {}
         self.written: dict[int, list[tuple[int, int]] | None] = {}
         """What each process has written since the parent image, where that is known."""
+        self.little: set[int] = set()
+        """Those of them with so little of it that it is read while they stand still: there is no copy of their memory."""
         self.why_not_copied = ""
         self.page_writer = page_writer(self.saving)
         self.captured: list[tuple[Arch, threads.Thread, dict[str, int], object]] = []
@@ -505,23 +510,35 @@ class _Checkpoint:
             if tracking and large:
                 with Held():
                     self.written[process.pid] = tracking.since(process, self.private_mappings(process), self.tree)
-            if large and not against:
+            if large and not against and not self.write_little(process):
                 try:
                     with Held():
                         self.copies[process.pid] = self.copy_of(process)
                 except snapshot.NoCopy as error:
                     against = str(error)
-            self.write_pages(process.pid, process, _uncopied if process.pid in self.copies else _any)
-        if self.unguarded.keys() - self.copies.keys():
-            self.note_guards()
+            if process.pid not in self.little:
+                self.write_pages(process.pid, process, _uncopied if process.pid in self.copies else _any)
+        self.note_guards(self.unguarded.keys() - self.copies.keys())
         self.why_not_copied = against
         if tracking:
             tracking.keep(set(self.sizes))
 
-    def note_guards(self) -> None:
-        """Enter the guard pages that have not been looked for yet."""
-        unguarded, self.unguarded = self.unguarded, {}
-        for pid, space in unguarded.items():
+    def write_little(self, process: FrozenProcess) -> bool:
+        """Read what a large memory has that the parent image has not, if that is so little that a copy takes longer."""
+        written = self.written.get(process.pid)
+        if written is None:
+            return False
+        selected = self.page_writer.select(process, self.pages_of(process.pid, process, _any), written)
+        if not self.page_writer.has_room(selected):
+            return False
+        self.little.add(process.pid)
+        self.page_writer.write(self.saving.known(("mm", process.pid)), process, selected, fresh=process.pid not in self.heirs)
+        return True
+
+    def note_guards(self, pids: Iterable[int] | None = None) -> None:
+        """Enter the guard pages that have not been looked for yet; only of the processes `pids`, if these are given."""
+        for pid in list(self.unguarded if pids is None else pids):
+            space = self.unguarded.pop(pid)
             source = self.copies[pid].pid if pid in self.copies else pid
             found = memory_objects.guards(source, [mapping for mapping in self.mappings[pid] if not _uncopied(mapping)])
             space.guards = sorted([*space.guards, *found], key=lambda guard: guard.start)
@@ -590,13 +607,15 @@ class _Checkpoint:
 
     def write_pages(self, pid: int, source: Process, wanted: Callable[[MappedRange], bool]) -> None:
         """The pages of the `wanted` mappings of a process, as `source` has them: it, or a copy of it."""
+        selected = self.page_writer.select(source, self.pages_of(pid, source, wanted), self.written.get(pid))
+        self.page_writer.write(self.saving.known(("mm", pid)), source, selected, fresh=pid not in self.heirs)
+
+    def pages_of(self, pid: int, source: Process, wanted: Callable[[MappedRange], bool]) -> list[PageRun]:
+        """Which pages of the `wanted` mappings belong to a process alone, as `source` has them."""
         runs = self.pages.get(pid)
         if runs is None:
-            runs = list(memory_objects.own_pages(source.pid, [mapping for mapping in self.mappings[pid] if wanted(mapping)]))
-        else:
-            runs = [run for run in runs if wanted(run[0])]
-        owner, fresh = self.saving.known(("mm", pid)), pid not in self.heirs
-        self.page_writer.write(owner, source, runs, fresh=fresh, written=self.written.get(pid))
+            return list(memory_objects.own_pages(source.pid, [mapping for mapping in self.mappings[pid] if wanted(mapping)]))
+        return [run for run in runs if wanted(run[0])]
 
 
 class _Told:

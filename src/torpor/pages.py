@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 from _thread import allocate_lock
-from bisect import bisect_right
 
 from torpor.image.format import MAX_CHUNK, CompressedPages, EarlierPages, Pages
 from torpor.image.format import DataRun as Run
@@ -68,6 +67,25 @@ class Chunk:
         self.readable, self.anonymous = mapping.readable, not mapping.inode
 
 
+class Selection:
+    """Of the pages of a process, `runs` (mapping, address, bytes) are to be read, `size` bytes in all; the `rest` the parent has.
+
+    `compared_with`: in what memory of the parent those that are read may be found as well.
+    """
+
+    def __init__(self, runs: Sequence[PageRun], known: Known | None, rest: Sequence[tuple[int, int]] | None = None) -> None:
+        self.runs, self.size = runs, sum(length for _, _, length in runs)
+        self.compared_with = known if rest is None else None
+        self._known, self._rest = known, rest or ()
+
+    def find_rest(self, kept: Kept) -> None:
+        """Enter where in the parent the rest lies. It takes its time, and is done when nothing stands still."""
+        rest, self._rest = self._rest, ()
+        if rest and self._known:
+            for source, start, length, offset in self._known.where(rest):
+                kept.setdefault(source, []).append((start, length, offset))
+
+
 def room_for(size: int) -> memoryview:
     """Memory for about `size` bytes of pages that are read ahead, all of it there: to get it takes as long as to fill it."""
     return memoryview(bytearray(b"-") * min(size, READ_AHEAD))
@@ -96,34 +114,44 @@ class PageWriter:
         """What has been read and not written yet. A job is made when it begins: it may need memory of its own."""
         self._read_bytes = 0
 
-    def write(
-        self, owner: int, source: Process, runs: Sequence[PageRun], *, fresh: bool, written: Sequence[tuple[int, int]] | None
-    ) -> None:
-        """The pages `runs` (mapping, address, bytes) of the address space with the id `owner`, as `source` has them.
+    def select(self, source: Process, runs: Sequence[PageRun], written: Sequence[tuple[int, int]] | None) -> Selection:
+        """Which of the pages `runs` (mapping, address, bytes) of a process or its copy are to be read.
 
-        In as few reads as possible, a chunk at a time; the last of what has been read is written by `finish`. `fresh`: what
-        the image leaves out will be as new, and not as in an address space that this one is to be a fork of. `written`: the runs
-        (address, bytes), ascending, outside of which no page has been written since the parent image; None if that is not known.
-        Raises OSError, TorporError.
+        `written`: the runs (address, bytes), ascending, outside of which no page has been written since the parent image; None if
+        that is not known.
         """
         known = self._parent.memory_of(source.own_pid) if self._parent else None
+        if not known or written is None:
+            return Selection(runs, known)
+        runs, rest = _divided(runs, known.changed(written))
+        return Selection(runs, known, rest)
+
+    def has_room(self, selected: Selection) -> bool:
+        """Whether to `write` these now is to read them now, and to write them later."""
+        return selected.size < TWO_THREADS and self._read_bytes + selected.size <= READ_AHEAD
+
+    def write(self, owner: int, source: Process, selected: Selection, *, fresh: bool) -> None:
+        """The `selected` pages of the address space with the id `owner`, as `source` has them.
+
+        In as few reads as possible, a chunk at a time; the last of what has been read is written by `finish`. `fresh`: what
+        the image leaves out will be as new, and not as in an address space that this one is to be a fork of.
+        Raises OSError, TorporError.
+        """
+        self._total += selected.size
         kept: Kept = {}
-        if known and written is not None:
-            runs, known = _unknown(runs, known, written, kept), None
-        wanted = sum(length for _, _, length in runs)
-        self._total += wanted
 
         def job() -> _Job:
-            return _Job(owner, fresh, known, kept, self._compressor())
+            selected.find_rest(kept)
+            return _Job(owner, fresh, selected.compared_with, kept, self._compressor())
 
-        if wanted >= TWO_THREADS:
-            self._write_by_several(job, source, runs)
+        if selected.size >= TWO_THREADS:
+            self._write_by_several(job, source, selected.runs)
             return
-        if self._read_bytes + wanted > READ_AHEAD:
+        if not self.has_room(selected):
             self.finish()
-        self._read_bytes += wanted
+        self._read_bytes += selected.size
         read = []
-        for chunk in chunks(runs, CHUNK):
+        for chunk in chunks(selected.runs, CHUNK):
             buffer, self._left = self._left[: chunk.size], self._left[chunk.size :]
             if len(buffer) < chunk.size:  # the program has grown since it was looked at
                 buffer = memoryview(bytearray(chunk.size))
@@ -316,29 +344,28 @@ class _Job:
         view[:] = self._unpacked[source][offset : offset + len(view)]
 
 
-def _unknown(runs: Sequence[PageRun], known: Known, written: Sequence[tuple[int, int]], kept: Kept) -> list[PageRun]:
-    """The parts of `runs` that have been `written`, or that the parent has not; all others are entered in `kept`."""
-    found: list[PageRun] = []
-    starts = [start for start, _ in written]
+def _divided(runs: Sequence[PageRun], marked: Sequence[tuple[int, int]]) -> tuple[list[PageRun], list[tuple[int, int]]]:
+    """The parts of `runs`, ascending, that lie in one of the ranges (first address, end), and the others (address, bytes)."""
+    inside: list[PageRun] = []
+    outside: list[tuple[int, int]] = []
+    index, last = 0, len(marked)
     for mapping, address, length in runs:
         end = address + length
-        index = max(bisect_right(starts, address) - 1, 0)
+        while index < last and marked[index][1] <= address:
+            index += 1
+        at = index
         while address < end:
-            while index < len(written) and sum(written[index]) <= address:
-                index += 1
-            low = min(written[index][0], end) if index < len(written) else end
+            low, high = marked[at] if at < last else (end, end)
             if address < low:
-                for start, size, source, offset in known.split(address, low - address):
-                    if source is None:
-                        found.append((mapping, start, size))
-                    else:
-                        kept.setdefault(source, []).append((start, size, offset))
-                address = low
-            if address < end:
-                stop = min(end, sum(written[index]))
-                found.append((mapping, address, stop - address))
+                stop = min(low, end)
+                outside.append((address, stop - address))
                 address = stop
-    return found
+            if address < end:
+                stop = min(high, end)
+                inside.append((mapping, address, stop - address))
+                address = stop
+            at += 1
+    return inside, outside
 
 
 def chunks(runs: Sequence[PageRun], size: int) -> Iterator[Chunk]:

@@ -19,7 +19,7 @@ from torpor.objects.processes import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torpor.image.chain import Source
     from torpor.objects.saving import Saving
@@ -85,6 +85,29 @@ class Known:
             key=lambda run: run[0],
         )
         self._starts = [run[0] for run in self._runs]
+        self.covered = _joined((start, end) for start, end, _, _ in self._runs)
+        """The ranges (first address, end) that it has, ascending."""
+
+    def where(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[Source, int, int, int]]:
+        """Where the ascending `ranges` (address, bytes) of what is `covered` lie: (which chunk, address, bytes, offset in it)."""
+        index = 0
+        for start, length in ranges:
+            end = start + length
+            while self._runs[index][1] <= start:
+                index += 1
+            at = index
+            while start < end:
+                low, high, source, offset = self._runs[at]
+                stop = min(high, end)
+                yield source, start, stop - start, offset + start - low
+                start, at = stop, at + 1
+
+    def changed(self, written: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """What has been `written` (address, bytes) since, and what is not covered: ranges (first address, end), ascending."""
+        ends = [0, *(end for _, end in self.covered)]
+        starts = [*(start for start, _ in self.covered), 1 << 64]
+        uncovered = [(end, start) for end, start in zip(ends, starts, strict=True) if end < start]
+        return _joined(sorted([*uncovered, *((start, start + length) for start, length in written)]))
 
     def split(self, start: int, length: int) -> Iterator[tuple[int, int, Source | None, int]]:
         """The range in parts (address, bytes, where it lies or None, offset in the chunk's data), ascending."""
@@ -103,3 +126,15 @@ class Known:
             stop = min(high, end)
             yield start, stop - start, source, offset + start - low
             start = stop
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending ranges (first address, end), those that touch as one."""
+    found: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if found and start <= found[-1][1]:
+            if end > found[-1][1]:
+                found[-1] = found[-1][0], end
+        else:
+            found.append((start, end))
+    return found
