@@ -21,7 +21,7 @@ from unittest import mock
 from tests.conftest import M32, SRC
 from tests.image import samples
 from torpor.image.format import DataRecord
-from torpor.image.kinds import Array, Blob, Choice, Field, Fixed, Flags, Ident, Raw, Ref, Structs, Text
+from torpor.image.kinds import Array, Blob, Choice, Field, Fixed, Flags, Ident, Pairs, Raw, Ref, Structs, Text
 from torpor.image.reader import Image
 from torpor.image.record import Record, Struct
 from torpor.objects import plan
@@ -282,7 +282,7 @@ def _changes(
             if value not in seen:
                 seen.append(value)
                 yield Change(index, path, field.name, value, where)
-        if isinstance(field, Structs) and old:
+        if isinstance(field, Structs) and not isinstance(field, Pairs) and old:
             number = rng.randrange(len(old))
             inside = f"{where}.{field.name}[{number}]"
             yield from _changes(old[number], index, (*path, (field.name, number)), inside, rng, ids, others)
@@ -313,8 +313,17 @@ def values(field: Field, old: Any, rng: random.Random, ids: list[int], others: l
         number = _numbers(8 * field.size, False, 0, rng, others)
         changed = [[*old[:at], rng.choice(number), *old[at + 1 :]] for at in range(min(len(old), 4))]
         return [[], old[:-1], old[::-1], old * 2, [0] * field.max, *changed]
+    if isinstance(field, Pairs):
+        at = rng.randrange(max(1, len(old)))
+        strange = [pair for start, length in old[at : at + 1] for pair in _strange_pairs(start, length, rng, others)]
+        return [[], old[:-1], old[::-1], old * 2, *([*old[:at], pair, *old[at + 1 :]] for pair in strange)]
     assert isinstance(field, Structs)
     return [[], old[:-1], old[1:], old[::-1], old + old[-1:], old * min(field.max, 1000) if old else []]
+
+
+def _strange_pairs(first: int, second: int, rng: random.Random, others: list[int]) -> Iterator[tuple[int, int]]:
+    yield from ((number, second) for number in _numbers(64, False, first, rng, others))
+    yield from ((first, number) for number in _numbers(64, False, second, rng, others))
 
 
 def _numbers(bits: int, signed: bool, old: int, rng: random.Random, others: list[int]) -> list[int]:

@@ -16,7 +16,6 @@ from torpor import arch, preflight
 from torpor.arch.waits import NO_LIMIT
 from torpor.errors import NoPermission, Obstacle, TorporError
 from torpor.image.format import Constant, FileData, Header
-from torpor.image.format import DataRun as Run
 from torpor.image.writer import ImageWriter
 from torpor.linux import headroom, kcmp, procfs, ptrace
 from torpor.linux.libc import PAGE
@@ -500,7 +499,7 @@ class _Checkpoint:
                 continue  # the same file by another path: written already
             opened.discard(number)
             for offset, data in parts:
-                self.writer.add_data(FileData(owner=number, runs=[Run(start=offset, length=len(data))]), [data])
+                self.writer.add_data(FileData(owner=number, runs=[(offset, len(data))]), [data])
 
     def save_memory(self, kill: bool, tracking: Tracking | None) -> None:
         """While nothing moves: a copy of every large memory, if nothing speaks against it, or else its pages into the image."""

@@ -6,7 +6,7 @@ import os
 
 from torpor import arch
 from torpor.image.chain import open_parents
-from torpor.image.format import CompressedPages, DataRecord, DataRun, EarlierPages, Pages, ParentImage
+from torpor.image.format import CompressedPages, DataRecord, EarlierPages, Pages, ParentImage
 from torpor.image.reader import Image
 from torpor.image.writer import ImageWriter
 from torpor.objects import plan
@@ -57,7 +57,7 @@ def _add_pages(writer: ImageWriter, image: Image, pages: EarlierPages) -> None:
     """Add pages of a parent with their data."""
     parent = image.parents[pages.image]
     record, offset = parent.chunks[pages.chunk]
-    runs = [DataRun(start=start, length=length) for start, length, _ in pages.runs]
+    runs = [(start, length) for start, length, _ in pages.runs]
     in_order = all(before + size == at for before, size, at in zip(pages.offsets, pages.lengths, pages.offsets[1:], strict=False))
     if isinstance(record, CompressedPages) and in_order and sum(pages.lengths) == record.length:
         whole = CompressedPages(owner=pages.owner, runs=runs, length=record.length, compressed=record.compressed)

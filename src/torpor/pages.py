@@ -11,7 +11,6 @@ import os
 from _thread import allocate_lock
 
 from torpor.image.format import MAX_CHUNK, CompressedPages, EarlierPages, Pages
-from torpor.image.format import DataRun as Run
 from torpor.image.writer import hash_of
 from torpor.linux import memory
 from torpor.linux.libc import PAGE
@@ -237,13 +236,12 @@ class PageWriter:
             kept, data = _without_zeros(kept, data)
         if not kept:
             return
-        runs = [Run(start=start, length=length) for start, length in kept]
         size = sum(map(len, data))
-        record = Pages(owner=job.owner, runs=runs)
+        record = Pages(owner=job.owner, runs=kept)
         if job.compress:
             packed = job.compress(data[0] if len(data) == 1 else b"".join(data))
             if len(packed) < size - size // 16:  # else not worth the time to unpack them
-                record = CompressedPages(owner=job.owner, runs=runs, length=size, compressed=len(packed))
+                record = CompressedPages(owner=job.owner, runs=kept, length=size, compressed=len(packed))
                 data = [memoryview(packed)]
         hashed = hash_of(data)
         with self._lock:

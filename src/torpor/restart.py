@@ -267,7 +267,7 @@ def _faults(image: Image, root: ProcessPlan, making: Making) -> Iterator[tuple[s
         if isinstance(data, Pages) != (data.owner in owners) or not isinstance(owner, FileNode | memory.Mm):
             yield f"it has data for #{data.owner}, which has none", None
         elif isinstance(owner, FileNode) and (
-            owner.kind not in WITH_CONTENTS or any(run.start + run.length > owner.size for run in data.runs)
+            owner.kind not in WITH_CONTENTS or any(start + length > owner.size for start, length in data.runs)
         ):
             yield f"it has data for file #{data.owner} that is not in it", None
 

@@ -26,7 +26,7 @@ from torpor.image.fields import (
     u32,
     u64,
 )
-from torpor.image.format import CRC32, Constant, DataRun, FileData, Header, Pages
+from torpor.image.format import CRC32, Constant, FileData, Header, Pages
 from torpor.image.record import MUST_UNDERSTAND, Record, Struct
 from torpor.image.writer import ImageWriter
 
@@ -104,12 +104,12 @@ def header(page_size: int = 4096) -> Header:
 
 def pages(owner: int, *runs: tuple[int, int]) -> Pages:
     """A record for the pages of these (start, length)."""
-    return Pages(owner=owner, runs=[DataRun(start=start, length=length) for start, length in runs])
+    return Pages(owner=owner, runs=list(runs))
 
 
 def file_data(owner: int, *runs: tuple[int, int]) -> FileData:
     """A record for the bytes of these (start, length)."""
-    return FileData(owner=owner, runs=[DataRun(start=start, length=length) for start, length in runs])
+    return FileData(owner=owner, runs=list(runs))
 
 
 def write_small(path: Path) -> bytes:

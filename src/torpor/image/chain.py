@@ -107,9 +107,9 @@ def sources(image: Image) -> dict[int, list[Source]]:
     for chunk, (record, _) in enumerate(image.chunks):
         if isinstance(record, Pages):
             runs, at = [], 0
-            for run in record.runs:
-                runs.append((run.start, run.length, at))
-                at += run.length
+            for start, length in record.runs:
+                runs.append((start, length, at))
+                at += length
             found.setdefault(record.owner, []).append(Source(image, chunk, runs))
     for pages in image.of(EarlierPages):
         if parent := image.parents.get(pages.image):

@@ -17,7 +17,7 @@ first) and `default` (what the constructor, or an older image, leaves out; oblig
 from __future__ import annotations
 
 from .checks import aligned, all_of, in_range, non_empty, non_zero, one_of
-from .kinds import NUMBER_CODES, Address, Array, Blob, Choice, Field, Fixed, Flags, Ident, Raw, Ref, Structs, Text
+from .kinds import NUMBER_CODES, Address, Array, Blob, Choice, Field, Fixed, Flags, Ident, Pairs, Raw, Ref, Structs, Text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "address", "aligned", "all_of", "array", "blob", "choice", "flags", "i32", "i64", "ident", "in_range", "non_empty",
-    "non_zero", "one_of", "raw", "ref", "structs", "text", "u8", "u16", "u32", "u64",
+    "non_zero", "one_of", "pairs", "raw", "ref", "structs", "text", "u8", "u16", "u32", "u64",
 ]  # fmt: skip
 
 # Each of these returns a Field. To a type checker it returns what the attribute of a record will hold, as
@@ -171,6 +171,11 @@ def structs(
     """At most `max` nested structs of the class `of`. `check` sees the whole list."""
     initial = None if default is None else tuple(default)
     return _seen_as(list, Structs(of, doc, check, since, initial, max))
+
+
+def pairs(of: type[S], doc: str, *, max: int, check: Check | None = None) -> list[tuple[int, int]]:
+    """The same, of a class of two u64s, that has no rules but those of each field."""
+    return _seen_as(list, Pairs(of, doc, check, 0, None, max))
 
 
 def ident(doc: str) -> int:

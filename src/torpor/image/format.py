@@ -26,6 +26,7 @@ from .fields import (
     in_range,
     non_empty,
     one_of,
+    pairs,
     ref,
     structs,
     text,
@@ -123,7 +124,7 @@ class DataRecord(Record):
     algorithm: int = choice(32, HASHES, "of `hash`", default=CRC32)
     hash: int = u64("of the data as it lies in the file, without padding", default=0)
     length: int = u64("bytes of data, before it was compressed", check=in_range(0, MAX_CHUNK), default=0)
-    runs: list[DataRun] = structs(
+    runs: list[tuple[int, int]] = pairs(
         DataRun, "where the data belongs, ascending, in the order of the data", max=MAX_RUNS, check=non_empty
     )
 
@@ -134,11 +135,12 @@ class DataRecord(Record):
 
     def validate(self) -> str | None:
         free = total = 0
-        for index, run in enumerate(self.runs):
-            if run.start < free:
-                return f"runs[{index}] starts at {run.start:#x}, before the end of the run before it, {free:#x}"
-            free = run.start + run.length
-            total += run.length
+        for start, length in self.runs:
+            if start < free:
+                index = self.runs.index((start, length))
+                return f"runs[{index}] starts at {start:#x}, before the end of the run before it, {free:#x}"
+            free = start + length
+            total += length
         if free > 1 << 64:
             return f"runs[{len(self.runs) - 1}] ends at {free:#x}, behind the last address"
         if total != self.length:
@@ -151,9 +153,9 @@ class DataRecord(Record):
         Refusal if the runs are not of whole pages where they should be.
         """
         unit = page_size if self.pages else 1
-        for index, run in enumerate(self.runs):
-            if run.start % unit or run.length % unit:
-                raise Refusal(f"runs[{index}]", f"{run.start:#x}+{run.length:#x} is not of whole pages of {page_size} bytes")
+        for index, (start, length) in enumerate(self.runs):
+            if (start | length) % unit:
+                raise Refusal(f"runs[{index}]", f"{start:#x}+{length:#x} is not of whole pages of {page_size} bytes")
         start = at + -at % (page_size if self.aligned else 8)
         return start, start + self.stored + -self.stored % 8
 

@@ -8,7 +8,7 @@ from .checks import Refusal, brief, meaning_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from .checks import Check
@@ -312,3 +312,46 @@ class Structs(Variable):
 
     def show(self, value: list[Struct]) -> str:
         return f"[{', '.join(element.show() for element in value)}]"
+
+
+class Pairs(Structs):
+    """Structs of two u64s each, in memory tuples: there can be thousands in a record, and this takes a tenth of the time."""
+
+    __slots__ = ()
+
+    SIZE = 16
+
+    def put(self, out: bytearray, value: list[tuple[int, int]]) -> None:  # type: ignore[override]
+        flat = [number for pair in value for number in pair]
+        try:
+            packed = struct.pack(f"<{len(flat)}Q", *flat)
+        except struct.error:
+            packed = b""
+        if packed and self._admitted(flat):
+            out += COUNT.pack(self.fits(len(value)), self.SIZE) + packed
+        else:
+            super().put(out, self.structs(value))  # which says what is wrong
+
+    def take(self, view: memoryview, at: int, end: int) -> tuple[list[tuple[int, int]], int]:  # type: ignore[override]
+        count, size = self.head(view, at, end)
+        start = at + COUNT.size
+        after = start + count * self.SIZE
+        if size == self.SIZE and after <= end:
+            flat = struct.unpack_from(f"<{2 * count}Q", view, start)
+            if self._admitted(flat):
+                return list(zip(flat[::2], flat[1::2], strict=True)), after
+        # Of a newer revision, or wrong.
+        elements, after = super().take(view, at, end)
+        first, second = (field.name for field in self.of.declared[:2])
+        return [(getattr(each, first), getattr(each, second)) for each in elements], after
+
+    def _admitted(self, flat: Sequence[int]) -> bool:
+        return not any(any(map(check, flat[index::2])) for index, check in self.of.checks)
+
+    def structs(self, value: list[tuple[int, int]]) -> list[Struct]:
+        """The pairs as what they are in the image."""
+        names = [field.name for field in self.of.declared]
+        return [self.of(**dict(zip(names, pair, strict=True))) for pair in value]
+
+    def show(self, value: list[tuple[int, int]]) -> str:  # type: ignore[override]
+        return super().show(self.structs(value))

@@ -152,7 +152,7 @@ def compile_class(cls: type[Struct]) -> None:
     eq_default=False,
     field_specifiers=(
         f.u8, f.u16, f.u32, f.u64, f.i32, f.i64, f.address, f.flags, f.choice, f.raw,
-        f.blob, f.text, f.array, f.structs, f.ident, f.ref,
+        f.blob, f.text, f.array, f.structs, f.pairs, f.ident, f.ref,
     ),
 )  # fmt: skip
 class Struct(metaclass=StructType):

@@ -84,9 +84,9 @@ class Making:
             for record, offset in self.image.chunks:
                 if isinstance(record, FileData) and record.owner == node.id:
                     at = offset
-                    for run in record.runs:
-                        _copy(self.image.fd, at, fd, run.start, run.length)
-                        at += run.length
+                    for start, length in record.runs:
+                        _copy(self.image.fd, at, fd, start, length)
+                        at += length
             nodes.seal(node, fd)
         except BaseException:
             os.close(fd)

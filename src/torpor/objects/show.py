@@ -12,7 +12,7 @@ from bisect import bisect_right
 from torpor import arch
 from torpor.errors import Unsupported
 from torpor.image.chain import sources
-from torpor.image.kinds import Blob, Choice, Flags, Raw, Structs, Text
+from torpor.image.kinds import Blob, Choice, Flags, Pairs, Raw, Structs, Text
 from torpor.objects.memory import Mm
 from torpor.objects.processes import ALIVE, Process
 from torpor.objects.signals import Handlers
@@ -218,7 +218,7 @@ def fields(record: Struct) -> dict[str, Any]:
 
 def _plain(field: object, value: Any) -> Any:
     if isinstance(field, Structs):
-        return [fields(element) for element in value]
+        return [fields(element) for element in (field.structs(value) if isinstance(field, Pairs) else value)]
     if isinstance(field, Flags):
         return [name for bit, name in field.names.items() if value >> bit & 1]
     if isinstance(field, Choice):
