@@ -55,7 +55,6 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
     assert all(case["checkpoint_mechanism_fsync_file"] < case["checkpoint_mechanism"] for case in cases.values())
     assert all(MIB < case["peak_rss"] < 200 * MIB for case in cases.values())
     assert all(case["checkpoint_command_in_stop"] <= case["checkpoint_command_stopped"] for case in cases.values())
-    assert cases["1 MiB"]["checkpoint_standing_stopped"] < cases["1 MiB"]["checkpoint_standing"]
 
     tables = done.stdout.split("\nStood still:")[1].replace("\nRestart", "\nCheckpoint").split("\nCheckpoint")
     assert len(tables) == 3
