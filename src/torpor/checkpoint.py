@@ -14,6 +14,7 @@ from bisect import bisect_right
 
 from torpor import arch, preflight
 from torpor.arch.waits import NO_LIMIT
+from torpor.collector import Paused
 from torpor.errors import NoPermission, Obstacle, TorporError
 from torpor.image.format import Constant, FileData, Header
 from torpor.image.writer import ImageWriter
@@ -91,7 +92,8 @@ def checkpoint(
 
         earlier = Parent(parent, output)
     try:
-        return _checkpoint(pid, output, kill, progress, absent or {}, earlier, level, tracking)
+        with Paused():
+            return _checkpoint(pid, output, kill, progress, absent or {}, earlier, level, tracking)
     finally:
         if earlier:
             earlier.close()

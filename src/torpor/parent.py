@@ -40,12 +40,14 @@ class Parent:
             if self.image.header.page_size != PAGE:
                 reason = f"its pages are of {self.image.header.page_size} bytes, and here of {PAGE}"
                 raise Unsupported(Obstacle(path, reason, "take a checkpoint without --parent"))
-            self._sources = sources(self.image)
+            found = sources(self.image)
+            self._known = {
+                process.pid: Known(found[process.mm]) for process in self.image.of(Process) if process.mm in found
+            }
         except BaseException:
             self.image.close()
             raise
         self._ids: dict[Image, int] = {}
-        self._known: dict[int, Known] = {}
 
     def close(self) -> None:
         """Close the files."""
@@ -53,10 +55,6 @@ class Parent:
 
     def memory_of(self, own_pid: int) -> Known | None:
         """What it holds of the process that knows itself as `own_pid`."""
-        if own_pid not in self._known:
-            for process in self.image.of(Process):
-                if process.pid == own_pid and process.mm in self._sources:
-                    self._known[own_pid] = Known(self._sources[process.mm])
         return self._known.get(own_pid)
 
     def id_of(self, image: Image, saving: Saving) -> int:

@@ -12,6 +12,7 @@ import os
 import time
 
 from torpor import arch
+from torpor.collector import Paused
 from torpor.errors import BadImage, NoPermission, Obstacle, TorporError, Unsupported, UsageError
 from torpor.image.chain import open_parents, sources
 from torpor.image.format import CompressedPages, EarlierPages, Pages
@@ -109,10 +110,9 @@ def restart(
     """Let the program in the image `source` go on ("-": standard input; a number: a descriptor).
 
     `pids`: "same" ids as before in this pid namespace, a "namespace" of its own, or "auto", the first that can be had. `cpu`:
-    "used"
-    admits a CPU that lacks what the old one only offered. `allow_changed`: files that may differ from what they were. `lazy`:
-    let it run when its records are checked, and bring its memory meanwhile; if that fails the tree is ended, and `wait` raises
-    why. Raises TorporError (BadImage, Unsupported, NoPermission, UsageError); nothing is left of the tree then.
+    "used" admits a CPU that lacks what the old one only offered. `allow_changed`: files that may differ from what they were.
+    `lazy`: let it run when its records are checked, and bring its memory meanwhile; if that fails the tree is ended, and `wait`
+    raises why. Raises TorporError (BadImage, Unsupported, NoPermission, UsageError); nothing is left of the tree then.
     """
     return _restart(source, pids, cpu, allow_changed, lazy, progress, _commit)
 
@@ -145,7 +145,7 @@ def _restart(
     """Both passes."""
     if pids not in (SAME, NAMESPACE, AUTO) or cpu not in ("same", "used"):
         raise UsageError(Obstacle("arguments", f"pids={pids!r}, cpu={cpu!r} is none of the choices"))
-    with Image.open(source) as image:
+    with Paused(), Image.open(source) as image:
         root = plan.read(image)
         open_parents(image)
         found = list(check(image, root, cpu, frozenset(os.path.abspath(path) for path in allow_changed)))

@@ -68,7 +68,7 @@ def _open(image: Image, parent: ParentImage) -> Image:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe could last for ever
             raise BadImage(Obstacle(what, "is no file", ALTERED))
-        found = Image.open(path)
+        found = Image.open(path, store=True)
     except FileNotFoundError:
         remedy = "put it back beside the image, or take a checkpoint without --parent"
         raise BadImage(Obstacle(what, "is not there", remedy)) from None

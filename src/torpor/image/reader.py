@@ -46,7 +46,7 @@ class Image:
     header: Header
     trailer: Trailer
 
-    def __init__(self, fd: int, name: str) -> None:
+    def __init__(self, fd: int, name: str, store: bool) -> None:
         """Read the image in the regular file `fd`. Callers use `Image.open`."""
         self.fd, self.name = fd, name
         self._owned = self._kept = False
@@ -56,7 +56,7 @@ class Image:
         self.chunks: list[Chunk] = []
         self._by_id: dict[int, Record] = {}
         self._by_class: dict[type[Record], list[Record]] = {}
-        for record, offset in Scanner(fd, name, os.fstat(fd).st_size):
+        for record, offset in Scanner(fd, name, os.fstat(fd).st_size, store):
             if isinstance(record, Header):
                 self.header = record
             elif isinstance(record, Trailer):
@@ -73,14 +73,15 @@ class Image:
             self.chunks.append((record, offset))  # type: ignore[arg-type]
 
     @classmethod
-    def open(cls, source: str | os.PathLike[str] | int) -> Self:
+    def open(cls, source: str | os.PathLike[str] | int, *, store: bool = False) -> Self:
         """Open and check an image: a path, "-" (standard input) or a descriptor, which stays the caller's.
 
+        `store`: it is of interest only as a store of data for a later image, and has no `records` but its chunks.
         A pipe is copied to an unnamed temporary file first. Raises BadImage, NoPermission or TorporError.
         """
         fd, name, owned = open_input(source)
         try:
-            image = cls(fd, name)
+            image = cls(fd, name, store)
         except BaseException as error:
             if owned:
                 os.close(fd)

@@ -21,8 +21,11 @@ from .format import (
     MINOR,
     REVISION,
     TAIL,
+    CompressedPages,
     DataRecord,
+    FileData,
     Header,
+    Pages,
     Trailer,
 )
 from .input import check_magic
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 WINDOW = 1 << 16  # bytes read at a time
 BEHIND_DATA = 1 << 12  # bytes read where data was stepped over: as a rule some hundred are wanted, and then comes data again
+
+STORE: tuple[type[Record], ...] = (Header, Trailer, Pages, CompressedPages, FileData)
 
 DAMAGED = "copy the image again, or take a new checkpoint"
 STRANGE = "read it with the torpor that wrote it, or take a new checkpoint"
@@ -75,11 +80,12 @@ class Window:
 class Scanner:
     """Iterates over `(record, offset of its data)`, Header first and Trailer last; the offset is 0 without data.
 
-    Records of an unknown type that need not be understood are left out. Raises BadImage, or OSError.
+    Records of an unknown type that need not be understood are left out; with `store` all that say nothing of where data lies are,
+    once they have been found unaltered. Raises BadImage, or OSError.
     """
 
-    def __init__(self, fd: int, name: str, size: int) -> None:
-        self._name, self._size = name, size
+    def __init__(self, fd: int, name: str, size: int, store: bool = False) -> None:
+        self._name, self._size, self._store = name, size, store
         self._window = Window(fd, size)
         self._references = References()
         self._at = 0  # behind everything read so far
@@ -105,7 +111,7 @@ class Scanner:
     def _next(self) -> tuple[Record | None, int]:
         """The next record and the offset of its data; None for one that may be skipped."""
         type_word, payload, crc = self._frame()
-        cls = class_of(type_word)
+        cls = _of_a_store(type_word) if self._store else class_of(type_word)
         if (cls is Header) != (self._records == 0):
             raise Refusal("", "the first record must be a Header, and no other may be one")
         if cls is Header:
@@ -114,7 +120,8 @@ class Scanner:
         if cls:
             try:
                 record = cls.take(payload, 0, len(payload))
-                self._references.admit(record)
+                if not self._store:
+                    self._references.admit(record)
                 if isinstance(record, DataRecord):
                     offset = self._skip_data(record)
             except Damage:
@@ -180,3 +187,8 @@ class Scanner:
             raise Damage("altered: the checksum over all records differs")
         if self._size > self._at:
             raise Damage(f"altered: {self._size - self._at} bytes follow the trailer")
+
+
+def _of_a_store(type_word: int) -> type[Record] | None:
+    """The class of a record that says where data lies, or where the image begins and ends; None for any other."""
+    return next((cls for cls in STORE if cls.type_word == type_word), None)
