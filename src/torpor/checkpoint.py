@@ -34,7 +34,7 @@ from torpor.tasks.retry import Slots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -111,8 +111,8 @@ def _checkpoint(
 ) -> str:
     """The same, a step a line."""
     mappings = preflight.survey(pid, absent)
-    here = _Here(pid, mappings.values())
-    little = sum(size for size in map(_private_bytes, mappings.values()) if size < TWO_THREADS)
+    here = _Here(pid, mappings)
+    little = sum(size for size in here.sizes.values() if size < TWO_THREADS)
     if tracking and earlier:
         little += earlier.image.trailer.data  # as much as the last time, perhaps
     room = room_for(little)
@@ -186,9 +186,9 @@ def _frozen(pid: int, absent: Mapping[int, int], pids: Iterable[int]) -> tuple[d
 
 
 class _Here:
-    """What the image tells of this machine: asked before anything stands still."""
+    """What the image tells of this machine, and what there is to know of the program: asked before anything stands still."""
 
-    def __init__(self, root: int, spaces: Iterable[Iterable[MappedRange]]) -> None:
+    def __init__(self, root: int, mappings: Mapping[int, Sequence[MappedRange]]) -> None:
         self.uname = os.uname()
         self.boot_id = procfs.boot_id()
         self._offsets = procfs.timens_offsets(os.getpid())
@@ -197,7 +197,10 @@ class _Here:
         except OSError:
             pass  # it has just ended
         self.code = nodes.Code()
-        self.code.look([mapping for mappings in spaces for mapping in mappings])
+        self.code.look([mapping for ranges in mappings.values() for mapping in ranges])
+        self.places = {pid: _places(ranges) for pid, ranges in mappings.items()}
+        self.sizes = {pid: _private_bytes(ranges) for pid, ranges in mappings.items()}
+        """About how much memory each process has for itself, in bytes."""
 
     def clock_offsets(self, pid: int) -> tuple[int, int]:
         """How far a process's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of torpor's own, in ns (time namespaces)."""
@@ -239,7 +242,9 @@ class _Checkpoint:
         self.copies: dict[int, snapshot.Copy] = {}
         self.unguarded: dict[int, memory_objects.Mm] = {}
         """The address spaces whose guard pages will be seen in their copies as well: to look for them takes 1 ms per GiB."""
-        writer.before_packing = self.note_guards
+        self.unfinished: list[Callable[[], None]] = []
+        """What is still to be entered in records, from what is known: it is done before they are packed."""
+        writer.before_packing = self.finish_records
         self.told: dict[int, _Told] = {}
         self.written: dict[int, list[tuple[int, int]] | None] = {}
         """What each process has written since the parent image, where that is known."""
@@ -276,14 +281,17 @@ class _Checkpoint:
 
     def look_again(self) -> None:
         """Now that nothing moves: see whether anything has changed since the look before the stop."""
+        changed = {}
         for process in self.tree.alive():
-            old = self.mappings.get(process.pid)
-            if old is None or [_place(mapping) for mapping in old] != [_place(mapping) for mapping in process.mappings]:
-                self.mappings[process.pid] = procfs.smaps(process.pid)
-            self.sizes[process.pid] = _private_bytes(self.mappings[process.pid])
-            self.here.code.note(self.mappings[process.pid])
-            self.descriptors[process.pid] = look(process.pid)
-        preflight.refuse(preflight.frozen(self.tree, self.mappings, self.descriptors))
+            pid = process.pid
+            if self.here.places.get(pid) != _places(process.mappings):
+                self.mappings[pid] = changed[pid] = procfs.smaps(pid)
+                self.here.code.note(self.mappings[pid])
+                self.sizes[pid] = _private_bytes(self.mappings[pid])
+            else:
+                self.sizes[pid] = self.here.sizes[pid]
+            self.descriptors[pid] = look(pid)
+        preflight.refuse(preflight.frozen(self.tree, changed, self.descriptors))
 
     def write_header(self) -> None:
         """The image's header (R-B1) and its architecture's (R-B2)."""
@@ -390,13 +398,14 @@ class _Checkpoint:
             return
         mine = self.told[process.pid]
         self.note_mapped_contents(process)
-        space = memory_objects.describe(process, self.mappings[process.pid], mine.inside.brk, saving)
+        mappings = self.mappings[process.pid]
+        space, files = memory_objects.describe(process, mappings, mine.inside.brk, saving)
         if process.pid in self.relatives:
             self.pages[process.pid] = list(memory_objects.own_pages(process.pid, self.mappings[process.pid]))
             self.all_pages[process.pid] = self.pages[process.pid]
             self.find_heritage(process, space)
         record.mm = saving.add(space, ("mm", process.pid))
-        mappings = self.mappings[process.pid]
+        self.unfinished.append(lambda: setattr(space, "mappings", memory_objects.records(mappings, files)))
         large = self.sizes[process.pid] >= WORTH_A_COPY
         space.guards = list(memory_objects.guards(process.pid, [m for m in mappings if not large or _uncopied(m)]))
         if large:
@@ -536,6 +545,13 @@ class _Checkpoint:
         self.page_writer.write(self.saving.known(("mm", process.pid)), process, selected, fresh=process.pid not in self.heirs)
         return True
 
+    def finish_records(self) -> None:
+        """Enter what is missing."""
+        self.note_guards()
+        unfinished, self.unfinished = self.unfinished, []
+        for finish in unfinished:
+            finish()
+
     def note_guards(self, pids: Iterable[int] | None = None) -> None:
         """Enter the guard pages that have not been looked for yet; only of the processes `pids`, if these are given."""
         for pid in list(self.unguarded if pids is None else pids):
@@ -633,8 +649,9 @@ class _Told:
         self.timers: list[timers.Timer] = []
 
 
-def _place(mapping: MappedRange) -> tuple[int, int, str, int, int]:
-    return mapping.start, mapping.end, mapping.perms, mapping.offset, mapping.inode
+def _places(mappings: Iterable[MappedRange]) -> list[tuple[int, int, str, int, int]]:
+    """What is not alike in mappings of different places and times."""
+    return [(mapping.start, mapping.end, mapping.perms, mapping.offset, mapping.inode) for mapping in mappings]
 
 
 def _private_bytes(mappings: Iterable[MappedRange]) -> int:

@@ -142,11 +142,14 @@ def frozen(
     mappings: Mapping[int, Sequence[MappedRange]],
     descriptors: Mapping[int, Sequence[Seen]],
 ) -> list[Obstacle]:
-    """What stands in the way of saving a frozen tree: the looks of `program` again, and what only a stopped task shows."""
+    """What stands in the way of saving a frozen tree: the looks of `program` again, and what only a stopped task shows.
+
+    `mappings`: of those processes whose mappings are not what `program` has seen.
+    """
     found: list[Obstacle] = []
     for process in tree.alive():
         pid = process.pid
-        found += _mapped(pid, mappings[pid])
+        found += _mapped(pid, mappings.get(pid, ()))
         found += _shared(process.threads[0].tid, [thread.tid for thread in process.threads[1:]], pid)
         for thread in process.threads:
             if thread.status.seccomp:

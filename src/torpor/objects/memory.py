@@ -208,32 +208,19 @@ _known_attributes: dict[frozenset[str], int] = {}
 """By VmFlags: few of their combinations occur."""
 
 
-def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, saving: Saving) -> Mm:
-    """The record of an address space, still without `guards`; the records of the files it maps are written before."""
+def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, saving: Saving) -> tuple[Mm, list[int]]:
+    """The record of an address space, still without `mappings` and `guards`, and the file under each mapping, 0 for none.
+
+    The records of these files are written before.
+    """
     pid, marks = process.pid, process.stat
-    vdso = b""
-    records = []
-    for mapping in mappings:
-        if ignored(mapping):
-            continue
-        kind, seen, node, offset, name = ANONYMOUS, attributes(mapping), 0, 0, ""
-        if special(mapping):
-            kind, seen, name = SPECIAL, 0, mapping.path
-            if name == "[vdso]":
-                vdso = elf.build_id(os.pread(process.mem, mapping.length, mapping.start))
-        elif mapping.inode or mapping.path.startswith("/"):
-            kind, node, offset = FILE, node_of(mapping, pid, mappings, saving), mapping.offset
-        prot = mapping.readable | mapping.writable << 1 | mapping.executable << 2
-        records.append(
-            MappingRecord(
-                start=mapping.start, end=mapping.end, kind=kind, prot=prot, attributes=seen, node=node, offset=offset, name=name
-            )
-        )
+    files = [node_of(m, pid, mappings, saving) if m.inode or m.path.startswith("/") else 0 for m in mappings]
+    vdso = next((elf.build_id(os.pread(process.mem, m.length, m.start)) for m in mappings if m.path == "[vdso]"), b"")
     exe = os.stat(f"/proc/{pid}/exe")
     path = procfs.exe(pid)
     program = Found(path.removesuffix(" (deleted)") if exe.st_nlink == 0 else path, exe.st_nlink == 0, exe, f"/proc/{pid}/exe")
     number = nodes.save(program, saving)
-    return Mm(
+    space = Mm(
         id=saving.new_id(),
         exe=number,
         start_code=marks.start_code,
@@ -249,8 +236,29 @@ def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, savi
         env_end=marks.env_end,
         auxv=procfs.auxv(pid),
         vdso=vdso,
-        mappings=records,
+        mappings=[],
     )
+    return space, files
+
+
+def records(mappings: Sequence[Mapping], files: Sequence[int]) -> list[MappingRecord]:
+    """The records of mappings and of the `files` under them. To make them takes a while: not while something stands still."""
+    found = []
+    for mapping, node in zip(mappings, files, strict=True):
+        if ignored(mapping):
+            continue
+        kind, seen, offset, name = ANONYMOUS, attributes(mapping), 0, ""
+        if special(mapping):
+            kind, seen, name = SPECIAL, 0, mapping.path
+        elif node:
+            kind, offset = FILE, mapping.offset
+        prot = mapping.readable | mapping.writable << 1 | mapping.executable << 2
+        found.append(
+            MappingRecord(
+                start=mapping.start, end=mapping.end, kind=kind, prot=prot, attributes=seen, node=node, offset=offset, name=name
+            )
+        )
+    return found
 
 
 def guards(pid: int, mappings: Sequence[Mapping]) -> Iterator[Range]:

@@ -142,11 +142,20 @@ def describe(process: FrozenProcess, number: int, parent: int) -> Process:
         record.stopped_by = process.leader.stopped_by
         record.personality = procfs.personality(process.pid)
         record.oom_score_adj = procfs.oom_score_adj(process.pid)
-        record.limits = [
-            Limit(resource=index, soft=soft, hard=hard) for index, (soft, hard) in enumerate(procfs.limits(process.pid))
-        ]
+        record.limits = _limits(tuple(procfs.limits(process.pid)))
         record.groups = list(status.groups)
     return record
+
+
+def _limits(found: tuple[tuple[int, int], ...]) -> list[Limit]:
+    """The records of resource limits; those of the processes of a tree are alike, as a rule."""
+    global _latest
+    if found != _latest[0]:
+        _latest = found, [Limit(resource=index, soft=soft, hard=hard) for index, (soft, hard) in enumerate(found)]
+    return _latest[1]
+
+
+_latest: tuple[tuple[tuple[int, int], ...], list[Limit]] = ((), [])
 
 
 # --- restart
