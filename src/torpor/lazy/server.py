@@ -125,6 +125,7 @@ class Server:
         self._given = 0
         self._threads: list[threading.Thread] = []
         self._stop = self._running = False
+        self._processors: list[int] = []
 
     # -- while the tree is made
 
@@ -159,12 +160,13 @@ class Server:
 
         On any of `processors`: the thread that makes the tree keeps to one.
         """
+        self._processors = sorted(processors)
         _, hard = procfs.limits(os.getpid())[RLIMIT_NOFILE]
         libc.set_limit(RLIMIT_NOFILE, hard, hard)  # every fork of the program brings another descriptor
         decided = threading.Event()
         began: list[threading.Thread] = []
         while not began or began[-1].native_id in self._taken:
-            thread = threading.Thread(target=self._serve_if_last, args=(began, decided, processors), daemon=True)
+            thread = threading.Thread(target=self._serve_if_last, args=(began, decided), daemon=True)
             try:
                 thread.start()
             except RuntimeError:
@@ -187,8 +189,11 @@ class Server:
     def stream(self) -> None:
         """Bring all the rest."""
         self._running = True
-        for _ in range(LOADERS):
-            thread = threading.Thread(target=self._load, name="torpor loads", daemon=True)
+        for index in range(LOADERS):
+            # They wake each other, and the kernel brings who is woken to the processor of who wakes it: left to it, both share
+            # one as a rule, and a program that computes has another one to itself.
+            part = self._processors[index::LOADERS] or self._processors
+            thread = threading.Thread(target=self._load, args=(part,), name="torpor loads", daemon=True)
             thread.start()
             self._threads.append(thread)
         os.eventfd_write(self._wake, 1)
@@ -236,13 +241,13 @@ class Server:
 
     # -- the thread that serves
 
-    def _serve_if_last(self, began: list[threading.Thread], decided: threading.Event, processors: Iterable[int]) -> None:
+    def _serve_if_last(self, began: list[threading.Thread], decided: threading.Event) -> None:
         """The thread that serves, unless another one was begun after it, because it has an id of the tree's."""
         decided.wait()
         if began[-1] is not threading.current_thread():
             return
         try:
-            sched.set_affinity(0, processors)
+            sched.set_affinity(0, self._processors)
             self._serve()
         except BaseException as error:
             self._fail(_reason(error))
@@ -402,8 +407,9 @@ class Server:
 
     # -- the threads that load
 
-    def _load(self) -> None:
+    def _load(self, processors: Iterable[int]) -> None:
         try:
+            sched.set_affinity(0, processors)
             room = self._room()
             while not self._stop and (number := self._take_next()) is not None:
                 self._read(number, room)
