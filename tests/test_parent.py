@@ -8,18 +8,24 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import torpor
-from tests.conftest import SRC
+from tests.conftest import FULL, SEED, SRC
+from torpor import pages
 from torpor.image.chain import open_parents
 from torpor.image.format import CompressedPages, EarlierPages, Pages, ParentImage
 from torpor.linux import writes
 from torpor.merge import merge
+from torpor.parent import Known
+from torpor.tasks import snapshot
+from torpor.tasks.remote import Remote
 from torpor.tasks.tracking import Tracking
 
 # Memory whose every page says which one it is and how often it has been changed: anonymous memory of 32 MiB, of which a part is
@@ -213,6 +219,75 @@ def test_a_chain_is_one_image(tmp_path: Path, how: str) -> None:
     for image in images:
         image.unlink()
     is_right(tmp_path / "merged", tmp_path)
+
+
+def test_little_that_has_changed_is_read_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where it is known what has, and only what is little: for the rest the program is not to stand still."""
+    if not writes.can_be_told():
+        pytest.skip("this kernel does not tell which pages have been written")
+    taken: list[int] = []
+    take = snapshot.take
+
+    def counted(remote: Remote) -> snapshot.Copy:
+        taken.append(remote.thread.process.pid)
+        return take(remote)
+
+    monkeypatch.setattr(snapshot, "take", counted)
+    tracking, images = Tracking(), [tmp_path / str(number) for number in range(4)]
+    with program(tmp_path) as pid:
+        copied = []
+        for number, image in enumerate(images):
+            if number == 3:
+                monkeypatch.setattr(pages, "READ_AHEAD", 4096)
+            goes_on(tmp_path, 5)
+            parent = images[number - 1] if number else None
+            torpor.checkpoint(pid, image, parent=parent, tracking=tracking)
+            copied.append(len(taken))
+            taken.clear()
+        tracking.close()
+    assert copied[0] == copied[3] == 2, "the program and its child"
+    assert copied[1] == copied[2] == 0
+    for image in images:
+        is_right(image, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(300 if FULL else 60))
+def test_what_is_read_and_what_lies_in_the_parent(seed: int) -> None:
+    """Page by page the same as by sets of pages."""
+    rng = random.Random(f"{SEED} {seed}")
+    last = 60
+
+    def ranges() -> list[tuple[int, int]]:
+        cuts = sorted(rng.sample(range(last), rng.randrange(12) * 2))
+        return list(zip(cuts[::2], cuts[1::2], strict=True))
+
+    def pages_of(some: Iterable[tuple[int, int]]) -> set[int]:
+        return {page for start, end in some for page in range(start, end)}
+
+    held: list[SimpleNamespace] = []
+    at = 0
+    for start, end in ranges():
+        middle = rng.randrange(start, end + 1)  # adjacent pieces, too
+        for low, high in ((start, middle), (middle, end)):
+            if high > low:
+                held.append(SimpleNamespace(runs=[(low, high - low, at)], number=len(held)))
+                at += high - low
+    known = Known(held)  # type: ignore[arg-type]
+    has, wrote, present = pages_of((s, s + n) for piece in held for s, n, _ in piece.runs), ranges(), ranges()
+    mapping: Any = object()
+    inside, outside = pages._divided(
+        [(mapping, start, end - start) for start, end in present], known.changed((start, end - start) for start, end in wrote)
+    )
+    unread = pages_of(present) - (pages_of(wrote) | ({*range(last)} - has))
+    assert pages_of((start, start + length) for _, start, length in inside) == pages_of(present) - unread
+    assert pages_of((start, start + length) for start, length in outside) == unread
+    assert sum(length for _, _, length in inside) + sum(length for _, length in outside) == len(pages_of(present))
+    found: dict[int, object] = {}
+    for piece, start, length, offset in known.where(outside):
+        ((low, size, first),) = piece.runs
+        assert low <= start and start + length <= low + size and offset == first + start - low
+        found |= dict.fromkeys(range(start, start + length), piece)
+    assert found.keys() == unread
 
 
 def test_what_an_image_refers_to(chain: tuple[Path, Path, Path]) -> None:

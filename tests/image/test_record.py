@@ -9,7 +9,7 @@ import pytest
 from tests.image.samples import SampleElement, SampleEverything, SampleNamed, SampleObject, SampleSkippable
 from torpor.errors import BadImage
 from torpor.image.checks import Refusal
-from torpor.image.fields import array, ident, raw, ref, structs, text, u8, u16, u32, u64
+from torpor.image.fields import array, ident, in_range, pairs, raw, ref, structs, text, u8, u16, u32, u64
 from torpor.image.record import MUST_UNDERSTAND, RECORDS, Record, References, Struct, class_of
 
 
@@ -165,6 +165,53 @@ def test_nested_structs_grow_too() -> None:
     assert long.unpack(written[short]).elements == [Long(a=1, b=5), Long(a=2, b=5)]  # type: ignore[attr-defined]
     assert named.unpack(written[short]).elements == [Named(a=1, b="none"), Named(a=2, b="none")]  # type: ignore[attr-defined]
     assert named.unpack(written[short]).end == 9  # type: ignore[attr-defined]
+
+
+def test_pairs_are_structs_in_memory_as_tuples() -> None:
+    class Pair(Struct):
+        first: int = u64("any")
+        second: int = u64("not much", check=in_range(1, 9))
+
+    class Longer(Struct):
+        first: int = u64("any")
+        second: int = u64("not much")
+        third: int = u64("later", since=1, default=5)
+
+    class Plain(Struct):
+        pairs: list[Pair] = structs(Pair, "the same", max=3)
+        end: int = u8("behind them")
+
+    class Quick(Struct):
+        pairs: list[tuple[int, int]] = pairs(Pair, "the same", max=3)
+        end: int = u8("behind them")
+
+    class Newer(Struct):
+        pairs: list[Longer] = structs(Longer, "the same", max=3)
+        end: int = u8("behind them")
+
+    for some in ([], [(1, 2)], [((1 << 64) - 1, 9), (0, 1), (3, 4)]):
+        packed = Plain(pairs=[Pair(first=first, second=second) for first, second in some], end=7).pack()
+        assert Quick(pairs=some, end=7).pack() == packed
+        assert (Quick.unpack(packed).pairs, Quick.unpack(packed).end) == (some, 7)
+    grown = Newer(pairs=[Longer(first=1, second=2, third=3)] * 2, end=7).pack()
+    assert (Quick.unpack(grown).pairs, Quick.unpack(grown).end) == ([(1, 2), (1, 2)], 7)
+
+    for wrong, said in (
+        ([(1, 2), (1, 10)], r"pairs\[1\]\.second: 10 is not between 1 and 9"),
+        ([(1 << 64, 2)], r"pairs\[0\]\.first: .* does not fit u64"),
+        ([(-1, 2)], r"pairs\[0\]\.first: .* does not fit u64"),
+        ([(1, 2)] * 4, "pairs: has 4 elements, more than the 3 allowed"),
+    ):
+        with pytest.raises(Refusal, match=said):
+            Quick(pairs=wrong, end=7).pack()
+    for index, byte in ((8 + 8, 10), (8 + 8, 0), (0, 4), (4, 8), (4, 17)):  # a value, the count, the length of an element
+        altered = bytearray(Quick(pairs=[(1, 2)], end=7).pack())
+        altered[index] = byte
+        with pytest.raises(BadImage) as quick:
+            Quick.unpack(altered)
+        with pytest.raises(BadImage) as plain:
+            Plain.unpack(altered)
+        assert str(quick.value) == str(plain.value).replace("Plain", "Quick")
 
 
 def test_growth_in_the_middle_or_without_a_default_is_an_error_at_import() -> None:

@@ -150,9 +150,10 @@ def describe(process: FrozenProcess, number: int, parent: int) -> Process:
 def _limits(found: tuple[tuple[int, int], ...]) -> list[Limit]:
     """The records of resource limits; those of the processes of a tree are alike, as a rule."""
     global _latest
-    if found != _latest[0]:
-        _latest = found, [Limit(resource=index, soft=soft, hard=hard) for index, (soft, hard) in enumerate(found)]
-    return _latest[1]
+    latest = _latest
+    if found != latest[0]:
+        latest = _latest = found, [Limit(resource=index, soft=soft, hard=hard) for index, (soft, hard) in enumerate(found)]
+    return list(latest[1])
 
 
 _latest: tuple[tuple[tuple[int, int], ...], list[Limit]] = ((), [])
