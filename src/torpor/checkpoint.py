@@ -242,8 +242,8 @@ class _Checkpoint:
         self.copies: dict[int, snapshot.Copy] = {}
         self.unguarded: dict[int, memory_objects.Mm] = {}
         """The address spaces whose guard pages will be seen in their copies as well: to look for them takes 1 ms per GiB."""
-        self.unfinished: list[Callable[[], None]] = []
-        """What is still to be entered in records, from what is known: it is done before they are packed."""
+        self.unfinished: list[tuple[memory_objects.Mm, Sequence[MappedRange], list[int]]] = []
+        """The address spaces whose mappings, with the files under them, are still to become records, before those are packed."""
         writer.before_packing = self.finish_records
         self.told: dict[int, _Told] = {}
         self.written: dict[int, list[tuple[int, int]] | None] = {}
@@ -405,7 +405,7 @@ class _Checkpoint:
             self.all_pages[process.pid] = self.pages[process.pid]
             self.find_heritage(process, space)
         record.mm = saving.add(space, ("mm", process.pid))
-        self.unfinished.append(lambda: setattr(space, "mappings", memory_objects.records(mappings, files)))
+        self.unfinished.append((space, mappings, files))
         large = self.sizes[process.pid] >= WORTH_A_COPY
         space.guards = list(memory_objects.guards(process.pid, [m for m in mappings if not large or _uncopied(m)]))
         if large:
@@ -548,9 +548,9 @@ class _Checkpoint:
     def finish_records(self) -> None:
         """Enter what is missing."""
         self.note_guards()
-        unfinished, self.unfinished = self.unfinished, []
-        for finish in unfinished:
-            finish()
+        for space, mappings, files in self.unfinished:
+            space.mappings = memory_objects.records(mappings, files)
+        self.unfinished.clear()
 
     def note_guards(self, pids: Iterable[int] | None = None) -> None:
         """Enter the guard pages that have not been looked for yet; only of the processes `pids`, if these are given."""
@@ -565,7 +565,7 @@ class _Checkpoint:
         return [m for m in self.mappings[process.pid] if not (m.shared or memory_objects.of_kernel(m))]
 
     def against_copies(self) -> str:
-        """What speaks against copies of memory of these sizes, in words; nothing, as a rule."""
+        """What speaks against copies of memory, in words; nothing, as a rule."""
         if max(self.sizes.values()) < WORTH_A_COPY:
             return ""
         for pid, told in self.told.items():

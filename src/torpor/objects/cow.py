@@ -14,7 +14,7 @@ from bisect import bisect_right
 
 from torpor.linux import memory, pagemap
 from torpor.linux.libc import PAGE
-from torpor.objects.memory import LOCKED, LOCKONFAULT, attributes, special
+from torpor.objects.memory import LOCKED, LOCKONFAULT, attributes, has_file, special
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Heritage:
 
 def key(mapping: Mapping) -> tuple[object, ...]:
     """Equal for mappings of parent and child that fork has left alike: just those that a restart takes for alike (memory.fill)."""
-    file = (mapping.path, mapping.inode, mapping.offset) if mapping.inode or mapping.path.startswith("/") else ()
+    file = (mapping.path, mapping.inode, mapping.offset) if has_file(mapping) else ()
     return mapping.start, mapping.end, mapping.perms, file, attributes(mapping) & ~(LOCKED | LOCKONFAULT)
 
 

@@ -121,6 +121,11 @@ def of_kernel(mapping: Mapping) -> bool:
     return special(mapping) or ignored(mapping)
 
 
+def has_file(mapping: Mapping) -> bool:
+    """Whether there is a file under it, if only one without a number of its own."""
+    return bool(mapping.inode) or mapping.path.startswith("/")
+
+
 def obstacle(mapping: Mapping, pid: int) -> Obstacle | None:
     """Why a mapping cannot be saved, or None."""
     if of_kernel(mapping):
@@ -214,7 +219,7 @@ def describe(process: FrozenProcess, mappings: Sequence[Mapping], brk: int, savi
     The records of these files are written before.
     """
     pid, marks = process.pid, process.stat
-    files = [node_of(m, pid, mappings, saving) if m.inode or m.path.startswith("/") else 0 for m in mappings]
+    files = [node_of(m, pid, mappings, saving) if has_file(m) else 0 for m in mappings]
     vdso = next((elf.build_id(os.pread(process.mem, m.length, m.start)) for m in mappings if m.path == "[vdso]"), b"")
     exe = os.stat(f"/proc/{pid}/exe")
     path = procfs.exe(pid)
@@ -291,7 +296,7 @@ def own_pages(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[Mapping, 
         for places in _neighbours(mappings, lambda m: not (of_kernel(m) or m.shared)):
             # Of the pages that no file has private memory consists, and so one look is enough for what is a file's and what is not.
             # Which they are is written in each page's own structure: where there is no file, five times as long for nothing.
-            files = any(mapping.inode for mapping in places)
+            files = any(has_file(mapping) for mapping in places)
             yield from _within(places, pagemap.present_runs(fd, places[0].start, places[-1].end, file_backed_private=files))
     finally:
         os.close(fd)
