@@ -41,13 +41,22 @@ def await_images(watcher: subprocess.Popen[str], count: int) -> list[str]:
     return said
 
 
+def resident(pid: int) -> int:
+    """Bytes of a process's memory that are there."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) << 10
+
+
 def test_images_one_after_the_other(tmp_path: Path) -> None:
     """Old ones go, the newest is made whole when it needs too much; each is right as long as it is there."""
     place = tmp_path / "images"
     with program(tmp_path) as pid:
         before = sorted(os.listdir(f"/proc/{pid}/fd"))
         watcher = watch(pid, place, "--every", "0.2s", "--keep", "2")
-        said = await_images(watcher, 12)
+        said = await_images(watcher, 4)
+        memory = resident(watcher.pid)
+        said += await_images(watcher, 8)
+        assert resident(watcher.pid) < memory + (8 << 20), "what was read for an image stays in memory"
         watcher.send_signal(signal.SIGTERM)
         rest, errors = watcher.communicate(timeout=60)
         assert (watcher.returncode, errors) == (0, "")

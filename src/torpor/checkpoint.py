@@ -26,7 +26,7 @@ from torpor.objects import memory as memory_objects
 from torpor.objects.files import events
 from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
-from torpor.pages import TWO_THREADS, PageWriter, room_for
+from torpor.pages import READ_AHEAD, TWO_THREADS, PageWriter, room_for
 from torpor.tasks import sleeping, snapshot
 from torpor.tasks.freeze import FrozenTree, freeze
 from torpor.tasks.remote import Busy, Remote, make_place, quiet_signal, take_code_away
@@ -261,6 +261,7 @@ class _Checkpoint:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.writer.before_packing = None  # a circle: all that has been read would stay in memory until the collector comes
         while self.copies:
             self.copies.popitem()[1].end()
 
@@ -536,7 +537,7 @@ class _Checkpoint:
     def write_little(self, process: FrozenProcess) -> bool:
         """Read what a large memory has that the parent image has not, if that is so little that a copy takes longer."""
         written = self.written.get(process.pid)
-        if written is None:
+        if written is None or sum(length for _, length in written) > READ_AHEAD:
             return False
         selected = self.page_writer.select(process, self.pages_of(process.pid, process, _any), written)
         if not self.page_writer.has_room(selected):

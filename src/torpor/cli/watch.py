@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import time
@@ -62,6 +63,7 @@ def run(arguments: Parsed) -> int:
                 for obstacle in error.obstacles:  # the disk may have room again next time
                     print(f"torpor: {obstacle}", file=sys.stderr)
             first = False
+            gc.collect()  # which is switched off for commands, and this one lives long
             if watch.ended(begun + every - time.monotonic()):
                 tell("the program has ended")
                 return 0
