@@ -29,7 +29,7 @@ from tests.machines.cases import grouped
 from tests.machines.foreign import words_about
 from tests.machines.killed import Killed
 from tests.machines.programs import compute
-from tests.machines.victim import FIRST, Victim
+from tests.machines.victim import FIRST, PROGRESS_WITHIN, Victim
 from tests.settings import ROOT, SEED
 from tests.torture.harness import INJECTION, PHASES, Reaper, Torture, descendants, remove_ipc, subreaper, summary, torpor
 
@@ -122,7 +122,8 @@ def torture(report: Report, cases: list[str], cycles: int) -> None:
     _, bits, threads = cases[0].split("-")
     rng = random.Random(f"{SEED} {cases[0]}")
     program = HOME / f"torture{bits}"
-    with Torture(program, HOME / cases[0], threads=int(threads), rng=rng, command=forked.torpor) as victim:
+    place, command = HOME / cases[0], forked.torpor
+    with Torture(program, place, threads=int(threads), rng=rng, command=command, patience=PROGRESS_WITHIN) as victim:
         os.setpriority(os.PRIO_PROCESS, 0, FIRST)
         victim.verify()
         report(cases[0], True, summary([victim.cycle() for _ in range(cycles)]))

@@ -293,12 +293,13 @@ class Torture:
         extra: Sequence[str] = (),
         rng: random.Random | None = None,
         command: Callable[..., Run] = torpor,
+        patience: float = PROGRESS_WITHIN,
     ) -> None:
         self.program, self.directory = program, directory
         self.heartbeat_path = directory / "heartbeat"
         self.arguments = ["--threads", str(threads), "--heartbeat", str(self.heartbeat_path)]
         self.arguments += ["--children", str(kids), "--mode", mode, *extra]
-        self.random = rng or random.Random(SEED)
+        self.random, self.patience = rng or random.Random(SEED), patience
         self.reaper, self._command = Reaper(), command
         self.runs: list[Run] = []
         self.started_in = 0.0
@@ -395,7 +396,7 @@ class Torture:
                 kept.append(line)
         return kept[:most]
 
-    def verify(self, steps: int = 2, seconds: float = PROGRESS_WITHIN) -> float:
+    def verify(self, steps: int = 2) -> float:
         """Every slot advances by `steps` rounds, without an error; returns the seconds that took."""
         begin = time.monotonic()
         before = self.heart.beating()
@@ -407,7 +408,7 @@ class Torture:
             waiting = {index for index in waiting if now[index] < before[index] + steps}
             if not waiting:
                 return time.monotonic() - begin
-            if time.monotonic() - begin > seconds:
+            if time.monotonic() - begin > self.patience:
                 stuck = [self.heart.slot(index) for index in sorted(waiting)]
                 raise self.failure(f"{len(stuck)} of {len(before)} slots do not advance", stuck)
             time.sleep(0.003)
