@@ -298,11 +298,16 @@ def test_what_is_read_and_what_lies_in_the_parent(seed: int) -> None:
     assert pages_of((start, start + length) for start, length in outside) == unread
     assert sum(length for _, _, length in inside) + sum(length for _, length in outside) == len(pages_of(present))
     found: dict[int, object] = {}
-    for piece, start, length, offset in known.where(outside):
+    for start, length, piece, offset in known.split(outside):
+        assert piece
         ((low, size, first),) = piece.runs
         assert low <= start and start + length <= low + size and offset == first + start - low
         found |= dict.fromkeys(range(start, start + length), piece)
     assert found.keys() == unread
+    split = list(known.split((start, end - start) for start, end in present))
+    assert [page for start, length, _, _ in split for page in range(start, start + length)] == sorted(pages_of(present))
+    assert pages_of((start, start + length) for start, length, piece, _ in split if piece) == pages_of(present) & has
+    assert all(length for _, _, length in inside) and all(length for _, length in outside) and all(part[1] for part in split)
 
 
 def test_what_an_image_refers_to(chain: tuple[Path, Path, Path]) -> None:

@@ -248,8 +248,6 @@ class _Checkpoint:
         self.told: dict[int, _Told] = {}
         self.written: dict[int, list[tuple[int, int]] | None] = {}
         """What each process has written since the parent image, where that is known."""
-        self.little: set[int] = set()
-        """Those of them with so little of it that it is read while they stand still: there is no copy of their memory."""
         self.why_not_copied = ""
         self.page_writer = page_writer(self.saving)
         self.captured: list[tuple[Arch, threads.Thread, dict[str, int], object]] = []
@@ -521,14 +519,15 @@ class _Checkpoint:
             if tracking and large:
                 with Held():
                     self.written[process.pid] = tracking.since(process, self.private_mappings(process), self.tree)
-            if large and not against and not self.write_little(process):
+            if large and not against:
+                if self.write_little(process):
+                    continue
                 try:
                     with Held():
                         self.copies[process.pid] = self.copy_of(process)
                 except snapshot.NoCopy as error:
                     against = str(error)
-            if process.pid not in self.little:
-                self.write_pages(process.pid, process, _uncopied if process.pid in self.copies else _any)
+            self.write_pages(process.pid, process, _uncopied if process.pid in self.copies else _any)
         self.note_guards(self.unguarded.keys() - self.copies.keys())
         self.why_not_copied = against
         if tracking:
@@ -542,7 +541,6 @@ class _Checkpoint:
         selected = self.page_writer.select(process, self.pages_of(process.pid, process, _any), written)
         if not self.page_writer.has_room(selected):
             return False
-        self.little.add(process.pid)
         self.page_writer.write(self.saving.known(("mm", process.pid)), process, selected, fresh=process.pid not in self.heirs)
         return True
 

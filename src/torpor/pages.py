@@ -11,6 +11,7 @@ import os
 from _thread import allocate_lock
 
 from torpor.image.format import MAX_CHUNK, CompressedPages, EarlierPages, Pages
+from torpor.image.format import parts as in_parts
 from torpor.image.writer import hash_of
 from torpor.linux import memory
 from torpor.linux.libc import PAGE
@@ -80,8 +81,8 @@ class Selection:
     def find_rest(self, kept: Kept) -> None:
         """Enter where in the parent the rest lies. It takes its time, and is done when nothing stands still."""
         rest, self._rest = self._rest, ()
-        if rest and self._known:
-            for source, start, length, offset in self._known.where(rest):
+        for start, length, source, offset in self._known.split(rest) if self._known else ():
+            if source:
                 kept.setdefault(source, []).append((start, length, offset))
 
 
@@ -119,7 +120,7 @@ class PageWriter:
         `written`: the runs (address, bytes), ascending, outside of which no page has been written since the parent image; None if
         that is not known.
         """
-        known = self._parent.memory_of(source.own_pid) if self._parent else None
+        known = self._parent.known.get(source.own_pid) if self._parent else None
         if not known or written is None:
             return Selection(runs, known)
         runs, rest = _divided(runs, known.changed(written))
@@ -309,25 +310,24 @@ class _Job:
         found: list[tuple[int, int]] = []
         parts: list[memoryview] = []
         at = 0
-        for address, length in runs:
-            for start, size, source, offset in self.known.split(address, length):
-                here = data[at : at + size]
-                at += size
-                if source is None:
-                    found.append((start, size))
-                    parts.append(here)
-                    continue
-                there = self._there[:size]
-                self._read_parent(source, offset, there)
-                same = 0
-                for low, count in memory.differing(here, there):
-                    if low > same:
-                        self.kept.setdefault(source, []).append((start + same, low - same, offset + same))
-                    found.append((start + low, count))
-                    parts.append(here[low : low + count])
-                    same = low + count
-                if size > same:
-                    self.kept.setdefault(source, []).append((start + same, size - same, offset + same))
+        for start, size, source, offset in self.known.split(runs):
+            here = data[at : at + size]
+            at += size
+            if source is None:
+                found.append((start, size))
+                parts.append(here)
+                continue
+            there = self._there[:size]
+            self._read_parent(source, offset, there)
+            same = 0
+            for low, count in memory.differing(here, there):
+                if low > same:
+                    self.kept.setdefault(source, []).append((start + same, low - same, offset + same))
+                found.append((start + low, count))
+                parts.append(here[low : low + count])
+                same = low + count
+            if size > same:
+                self.kept.setdefault(source, []).append((start + same, size - same, offset + same))
         return found, parts
 
     def _read_parent(self, source: Source, offset: int, view: memoryview) -> None:
@@ -343,26 +343,15 @@ class _Job:
 
 
 def _divided(runs: Sequence[PageRun], marked: Sequence[tuple[int, int]]) -> tuple[list[PageRun], list[tuple[int, int]]]:
-    """The parts of `runs`, ascending, that lie in one of the ranges (first address, end), and the others (address, bytes)."""
+    """The parts of `runs` that lie in one of the ranges (first address, end), ascending, and the others (address, bytes)."""
     inside: list[PageRun] = []
     outside: list[tuple[int, int]] = []
-    index, last = 0, len(marked)
     for mapping, address, length in runs:
-        end = address + length
-        while index < last and marked[index][1] <= address:
-            index += 1
-        at = index
-        while address < end:
-            low, high = marked[at] if at < last else (end, end)
-            if address < low:
-                stop = min(low, end)
-                outside.append((address, stop - address))
-                address = stop
-            if address < end:
-                stop = min(high, end)
-                inside.append((mapping, address, stop - address))
-                address = stop
-            at += 1
+        for start, size, within in in_parts(address, length, marked):
+            if within:
+                inside.append((mapping, start, size))
+            else:
+                outside.append((start, size))
     return inside, outside
 
 

@@ -41,9 +41,8 @@ class Parent:
                 reason = f"its pages are of {self.image.header.page_size} bytes, and here of {PAGE}"
                 raise Unsupported(Obstacle(path, reason, "take a checkpoint without --parent"))
             found = sources(self.image)
-            self._known = {
-                process.pid: Known(found[process.mm]) for process in self.image.of(Process) if process.mm in found
-            }
+            self.known = {process.pid: Known(found[process.mm]) for process in self.image.of(Process) if process.mm in found}
+            """By the id that a process knows itself by, what it holds of its memory."""
         except BaseException:
             self.image.close()
             raise
@@ -52,10 +51,6 @@ class Parent:
     def close(self) -> None:
         """Close the files."""
         self.image.close()
-
-    def memory_of(self, own_pid: int) -> Known | None:
-        """What it holds of the process that knows itself as `own_pid`."""
-        return self._known.get(own_pid)
 
     def id_of(self, image: Image, saving: Saving) -> int:
         """The id of one of these images in the new one, in which it is named from now on."""
@@ -86,20 +81,6 @@ class Known:
         self.covered = _joined((start, end) for start, end, _, _ in self._runs)
         """The ranges (first address, end) that it has, ascending."""
 
-    def where(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[Source, int, int, int]]:
-        """Where the ascending `ranges` (address, bytes) of what is `covered` lie: (which chunk, address, bytes, offset in it)."""
-        index = 0
-        for start, length in ranges:
-            end = start + length
-            while self._runs[index][1] <= start:
-                index += 1
-            at = index
-            while start < end:
-                low, high, source, offset = self._runs[at]
-                stop = min(high, end)
-                yield source, start, stop - start, offset + start - low
-                start, at = stop, at + 1
-
     def changed(self, written: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """What has been `written` (address, bytes) since, and what is not covered: ranges (first address, end), ascending."""
         ends = [0, *(end for _, end in self.covered)]
@@ -107,23 +88,26 @@ class Known:
         uncovered = [(end, start) for end, start in zip(ends, starts, strict=True) if end < start]
         return _joined(sorted([*uncovered, *((start, start + length) for start, length in written)]))
 
-    def split(self, start: int, length: int) -> Iterator[tuple[int, int, Source | None, int]]:
-        """The range in parts (address, bytes, where it lies or None, offset in the chunk's data), ascending."""
-        end = start + length
-        index = max(bisect_right(self._starts, start) - 1, 0)
-        while start < end:
-            while index < len(self._runs) and self._runs[index][1] <= start:
+    def split(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, Source | None, int]]:
+        """The ascending `ranges` (address, bytes) in parts (address, bytes, where it lies or None, offset in the chunk's data)."""
+        runs, count, index = self._runs, len(self._runs), -1
+        for start, length in ranges:
+            end = start + length
+            if index < 0:
+                index = max(bisect_right(self._starts, start) - 1, 0)
+            while index < count and runs[index][1] <= start:
                 index += 1
-            if index == len(self._runs) or self._runs[index][0] >= end:
-                yield start, end - start, None, 0
-                return
-            low, high, source, offset = self._runs[index]
-            if low > start:
-                yield start, low - start, None, 0
-                start = low
-            stop = min(high, end)
-            yield start, stop - start, source, offset + start - low
-            start = stop
+            at = index
+            while start < end:
+                low, high, source, offset = runs[at] if at < count else (end, end, None, 0)
+                if start < low:
+                    stop = min(low, end)
+                    yield start, stop - start, None, 0
+                    start = stop
+                if start < end:
+                    stop = min(high, end)
+                    yield start, stop - start, source, offset + start - low
+                    start, at = stop, at + 1
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -250,11 +250,16 @@ def frame(record: Record) -> tuple[bytes, int]:
 def parts(start: int, length: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:
     """What of a run of pages is in the ranges `ranges` and what is not: (address, bytes, whether it is)."""
     end = start + length
-    index = max(bisect_right(ranges, (start, 1 << 64)) - 1, 0)
-    while start < end:
-        while index < len(ranges) and ranges[index][1] <= start:
-            index += 1
-        low, high = ranges[index] if index < len(ranges) else (end, end)
-        stop = min(end, high if low <= start else low)
-        yield start, stop - start, low <= start
-        start = stop
+    for index in range(max(bisect_right(ranges, (start, 1 << 64)) - 1, 0), len(ranges)):
+        low, high = ranges[index]
+        if low >= end:
+            break
+        if start < low:
+            yield start, low - start, False
+            start = low
+        if start < high:
+            stop = min(end, high)
+            yield start, stop - start, True
+            start = stop
+    if start < end:
+        yield start, end - start, False
