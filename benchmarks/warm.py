@@ -23,7 +23,8 @@ from torpor.restart import Restarted, restart_as_child
 from torpor.tasks.tracking import Tracking
 
 story = sys.modules["torpor.checkpoint"]  # `torpor.checkpoint` is the function
-copy_from: int = vars(story)["WORTH_A_COPY"]
+limits: dict[str, int] = {name: vars(story)[name] for name in ("WORTH_A_COPY", "WORTH_SAVING_AHEAD")}
+"""From which size on a program does not stand still for as long as its memory takes."""
 tracking = Tracking()
 served: list[Restarted] = []
 """Programs that get their memory from here."""
@@ -50,7 +51,8 @@ def answer(verb: str, words: list[str]) -> list[object]:
         if verb == "next" and not parent:
             tracking.close()
             tracking = Tracking()
-        vars(story)["WORTH_A_COPY"] = 1 << 62 if verb == "standing" else copy_from
+        for limit, usual in limits.items():
+            vars(story)[limit] = 1 << 62 if verb == "standing" else usual
         waited.update({False: 0, True: 0})
         start = time.perf_counter_ns()
         checkpoint(pid, file, parent=parent, tracking=tracking if verb == "next" else None)

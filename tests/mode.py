@@ -2,6 +2,7 @@
 
 snapshot: before a checkpoint that kills, one is taken of the program that goes on, and verified;
 incremental: the same, and the one that kills holds only what has changed since;
+ahead: memory is saved before the stop, as far as there is any, and not only from 256 MiB on;
 lazy: a restarted program runs before its memory is there.
 
 A program by itself: tests run it as users who may read nothing else of this checkout.
@@ -14,6 +15,13 @@ import subprocess
 import sys
 
 TORPOR = [sys.executable, "-m", "torpor"]
+EAGER_AHEAD = """
+import sys
+import torpor.checkpoint
+vars(sys.modules["torpor.checkpoint"]).update(WORTH_SAVING_AHEAD=1, HUGE=1 << 62)
+from torpor.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def _run(command: list[str]) -> None:
@@ -36,8 +44,8 @@ def main(words: list[str]) -> None:
             words = [*words, "--parent", image + ".first"]
     elif words[0] == "restart" and mode == "lazy":
         words = [*words, "--lazy"]
-    command = [*TORPOR, *words]
-    os.execv(command[0], command)
+    start = [sys.executable, "-c", EAGER_AHEAD] if mode == "ahead" and words[0] == "checkpoint" else TORPOR
+    os.execv(start[0], [*start, *words])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,9 +21,9 @@ from tests.conftest import FULL, SEED, SRC
 from torpor import pages
 from torpor.image.chain import open_parents
 from torpor.image.format import CompressedPages, EarlierPages, Pages, ParentImage
+from torpor.image.known import Known
 from torpor.linux import writes
 from torpor.merge import merge
-from torpor.parent import Known
 from torpor.tasks import snapshot
 from torpor.tasks.remote import Remote
 from torpor.tasks.tracking import Tracking
@@ -279,18 +279,18 @@ def test_what_is_read_and_what_lies_in_the_parent(seed: int) -> None:
     def pages_of(some: Iterable[tuple[int, int]]) -> set[int]:
         return {page for start, end in some for page in range(start, end)}
 
-    held: list[SimpleNamespace] = []
+    held: list[Any] = []
     at = 0
     for start, end in ranges():
         middle = rng.randrange(start, end + 1)  # adjacent pieces, too
         for low, high in ((start, middle), (middle, end)):
             if high > low:
-                held.append(SimpleNamespace(runs=[(low, high - low, at)], number=len(held)))
+                held.append(SimpleNamespace(place=(low, high, at)))
                 at += high - low
-    known = Known(held)  # type: ignore[arg-type]
-    has, wrote, present = pages_of((s, s + n) for piece in held for s, n, _ in piece.runs), ranges(), ranges()
+    known = Known((low, high, piece, at) for piece in held for low, high, at in [piece.place])
+    has, wrote, present = pages_of(piece.place[:2] for piece in held), ranges(), ranges()
     mapping: Any = object()
-    inside, outside = pages._divided(
+    inside, outside = pages.divided(
         [(mapping, start, end - start) for start, end in present], known.changed((start, end - start) for start, end in wrote)
     )
     unread = pages_of(present) - (pages_of(wrote) | ({*range(last)} - has))
@@ -299,9 +299,8 @@ def test_what_is_read_and_what_lies_in_the_parent(seed: int) -> None:
     assert sum(length for _, _, length in inside) + sum(length for _, length in outside) == len(pages_of(present))
     found: dict[int, object] = {}
     for start, length, piece, offset in known.split(outside):
-        assert piece
-        ((low, size, first),) = piece.runs
-        assert low <= start and start + length <= low + size and offset == first + start - low
+        low, high, first = cast(Any, piece).place
+        assert low <= start and start + length <= high and offset == first + start - low
         found |= dict.fromkeys(range(start, start + length), piece)
     assert found.keys() == unread
     split = list(known.split((start, end - start) for start, end in present))

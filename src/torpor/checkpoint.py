@@ -13,10 +13,9 @@ import time
 from bisect import bisect_right
 
 from torpor import arch, preflight
-from torpor.arch.waits import NO_LIMIT
 from torpor.collector import Paused
-from torpor.errors import NoPermission, Obstacle, TorporError
-from torpor.image.format import Constant, FileData, Header
+from torpor.errors import Obstacle, TorporError
+from torpor.image.format import ARCHITECTURES, Constant, FileData, Header
 from torpor.image.writer import ImageWriter
 from torpor.linux import headroom, kcmp, procfs, ptrace
 from torpor.linux.libc import PAGE
@@ -27,10 +26,10 @@ from torpor.objects.files import events
 from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
 from torpor.pages import READ_AHEAD, TWO_THREADS, PageWriter, room_for
-from torpor.tasks import sleeping, snapshot
-from torpor.tasks.freeze import FrozenTree, freeze
-from torpor.tasks.remote import Busy, Remote, make_place, quiet_signal, take_code_away
-from torpor.tasks.retry import Slots
+from torpor.tasks import snapshot
+from torpor.tasks.remote import Remote, quiet_signal, take_code_away
+from torpor.tasks.sleeping import Waits
+from torpor.tasks.stopping import Brief, frozen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,15 +37,22 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from torpor.ahead import Ahead
     from torpor.arch.contract import Arch
     from torpor.linux.procfs import Mapping as MappedRange
     from torpor.objects.files.seen import Seen
     from torpor.pages import PageRun, Progress
     from torpor.parent import Parent
-    from torpor.tasks.freeze import FrozenProcess, FrozenThread
+    from torpor.tasks.freeze import FrozenProcess, FrozenThread, FrozenTree
     from torpor.tasks.sleeping import Nap
     from torpor.tasks.task import Process
     from torpor.tasks.tracking import Tracking
+
+WORTH_SAVING_AHEAD = 256 << 20
+"""Bytes of a process in small pages from which it stands still for a shorter time when they are saved before the stop."""
+
+HUGE = READ_AHEAD // 2
+"""Bytes in huge pages up to which that is so: they are not watched, and so they are saved in the stop."""
 
 WORTH_A_COPY = 2 << 20
 """Bytes of memory of a process below which to write them is as quick as to have the kernel make a copy."""
@@ -56,9 +62,6 @@ ENDS = "it is to end"
 
 CAPTURED = 1000
 """Threads whose registers, up to 11 KiB each, are kept until the program goes on."""
-
-PATIENCE = 5.0
-"""Seconds to wait for threads that are still leaving the calls of a torpor that was killed."""
 
 
 def checkpoint(
@@ -115,17 +118,39 @@ def _checkpoint(
     little = sum(size for size in here.sizes.values() if size < TWO_THREADS)
     if tracking and earlier:
         little += earlier.image.trailer.data  # as much as the last time, perhaps
-    room = room_for(little)
-    naps, tree = _frozen(pid, absent, mappings)
+    with ImageWriter.open(output, later=True) as writer:  # to check and pack records takes as long as to make them
+        saving = Saving(writer, here.code)
+        large = [] if earlier or not writer.can_amend else _worth_saving_ahead(mappings)
+        pages = PageWriter(saving, progress, room_for(READ_AHEAD if large else little), level, earlier)
+        if not large:
+            return _stop_and_save(pid, kill, absent, _Work(saving, pages, here, mappings, tracking))
+        from torpor import ahead
+        from torpor.tasks.tracking import Tracking
 
-    def pages(saving: Saving) -> PageWriter:
-        return PageWriter(saving, progress, room, level, earlier)
+        watching = tracking or Tracking()
+        try:
+            # It is to tell of the stop, and is written anew then.
+            writer.add(here.header(min(ARCHITECTURES), pid, time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
 
-    opened = ImageWriter.open(output, later=True)  # to check and pack records takes as long as to make them
-    with tree, opened as writer, _Checkpoint(tree, writer, mappings, naps, absent, here, pages) as run:
+            def stop() -> Brief:
+                return Brief(pid, absent, list(mappings), lambda pid: here.clock_offsets(pid)[0])
+
+            saved = ahead.save(saving, pages, watching, large, stop)
+            now = preflight.survey(pid, absent)
+            here.look(now)
+            return _stop_and_save(pid, kill, absent, _Work(saving, pages, here, now, watching, saved, alone=not tracking))
+        finally:
+            if watching is not tracking:
+                watching.close()
+
+
+def _stop_and_save(pid: int, kill: bool, absent: Mapping[int, int], work: _Work) -> str:
+    """The stop, and what follows it. Returns why the program had to stand still so long, or ""."""
+    naps, tree = frozen(pid, absent, work.mappings)
+    with tree, _Checkpoint(tree, naps, absent, work) as run:
         try:
             run.describe()
-            run.save_memory(kill, tracking)
+            run.save_memory(kill)
             run.shorten_waits()
         except Exception as error:
             _refuse_the_dead(tree, error)
@@ -134,10 +159,20 @@ def _checkpoint(
         if not kill:
             tree.thaw()  # the copies and the disk are no business of the program's
         run.write_rest()
-        writer.finish()
+        run.writer.finish()
         if kill:
             tree.kill()
     return run.why_not_copied
+
+
+def _worth_saving_ahead(mappings: Mapping[int, Sequence[MappedRange]]) -> list[int]:
+    """The processes, by their mappings, of which memory is to be saved before the stop."""
+    found = []
+    for pid, ranges in mappings.items():
+        huge = sum(mapping.huge_kb for mapping in ranges if not mapping.shared) << 10
+        if huge <= HUGE and _private_bytes(ranges) - huge >= WORTH_SAVING_AHEAD:
+            found.append(pid)
+    return found
 
 
 def _refuse_the_dead(tree: FrozenTree, error: Exception | None) -> None:
@@ -153,36 +188,26 @@ def _refuse_a_lost(copy: snapshot.Copy, error: Exception | None) -> None:
         raise TorporError(Obstacle("copy of its memory", reason, "try again", pid=copy.own_pid)) from error
 
 
-def _frozen(pid: int, absent: Mapping[int, int], pids: Iterable[int]) -> tuple[dict[int, Nap], FrozenTree]:
-    """The frozen tree, and how its threads were sleeping just before.
+class _Work:
+    """What a checkpoint brings to the stop: how the image is written, and what has been seen and saved before.
 
-    Tries again while a thread is leaving the code of a torpor that was killed, or was not seen in the call it was stopped in.
+    `tracking` knows what has been written since the parent image, or since memory was `saved` ahead (by process id); `alone`: it is
+    only for that.
     """
-    patience = time.monotonic() + PATIENCE
-    while True:
-        naps = sleeping.observe(pids)
-        try:
-            tree = freeze(pid, absent)
-        except ProcessLookupError as error:
-            raise TorporError(Obstacle("process", "it ended before it could be stopped", pid=pid)) from error
-        except PermissionError as error:
-            raise NoPermission(Obstacle("process", f"it may not be looked into ({error.strerror})", pid=pid)) from error
-        try:
-            if tree.processes[0].zombie:
-                raise TorporError(Obstacle("process", "it has ended", pid=pid))
-            for process in tree.alive():
-                make_place(process)
-            if sleeping.recognised(tree.threads(), naps) or time.monotonic() > patience:
-                return naps, tree
-            tree.thaw()
-        except Busy:
-            tree.thaw()
-            if time.monotonic() > patience:
-                raise
-        except BaseException:
-            tree.thaw()
-            raise
-        time.sleep(0.002)
+
+    def __init__(
+        self,
+        saving: Saving,
+        pages: PageWriter,
+        here: _Here,
+        mappings: dict[int, list[MappedRange]],
+        tracking: Tracking | None,
+        saved: Mapping[int, Ahead] | None = None,
+        *,
+        alone: bool = False,
+    ) -> None:
+        self.saving, self.pages, self.here, self.mappings = saving, pages, here, mappings
+        self.tracking, self.saved, self.alone = tracking, saved, alone
 
 
 class _Here:
@@ -197,6 +222,10 @@ class _Here:
         except OSError:
             pass  # it has just ended
         self.code = nodes.Code()
+        self.look(mappings)
+
+    def look(self, mappings: Mapping[int, Sequence[MappedRange]]) -> None:
+        """See what there is in the processes of the program, by their mappings."""
         self.code.look([mapping for ranges in mappings.values() for mapping in ranges])
         self.places = {pid: _places(ranges) for pid, ranges in mappings.items()}
         self.sizes = {pid: _private_bytes(ranges) for pid, ranges in mappings.items()}
@@ -208,23 +237,37 @@ class _Here:
         return monotonic - self._offsets[0], boottime - self._offsets[1]
 
 
+    def header(self, architecture: int, root: int, stopped: int) -> Header:
+        """The image's header (R-B1), if the process `root` was `stopped` at that time (ns, CLOCK_MONOTONIC)."""
+        monotonic_offset, boottime_offset = self.clock_offsets(root)
+        return Header(
+            arch=architecture,
+            page_size=PAGE,
+            realtime=time.time_ns(),
+            monotonic=stopped + monotonic_offset,
+            boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + boottime_offset,
+            release=self.uname.release,
+            version=self.uname.version,
+            machine=self.uname.machine,
+            host=self.uname.nodename,
+            boot_id=self.boot_id,
+            torpor=_version(),
+            constants=[
+                Constant(name="TASK_COMM_LEN", value=16),
+                Constant(name="_NSIG", value=64),
+                Constant(name="CLK_TCK", value=os.sysconf("SC_CLK_TCK")),
+            ],
+        )
+
+
 class _Checkpoint:
     """One run: the frozen tree, the writer, and what has been written so far."""
 
-    def __init__(
-        self,
-        tree: FrozenTree,
-        writer: ImageWriter,
-        mappings: dict[int, list[MappedRange]],
-        naps: dict[int, Nap],
-        absent: Mapping[int, int],
-        here: _Here,
-        page_writer: Callable[[Saving], PageWriter],
-    ) -> None:
+    def __init__(self, tree: FrozenTree, naps: dict[int, Nap], absent: Mapping[int, int], work: _Work) -> None:
         self.stopped = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        self.tree, self.writer, self.mappings, self.naps = tree, writer, mappings, naps
-        self.absent, self.here = absent, here
-        self.saving = Saving(writer, here.code)
+        self.tree, self.naps, self.absent = tree, naps, absent
+        self.mappings, self.here, self.saving = work.mappings, work.here, work.saving
+        self.writer, self.page_writer, self.work = work.saving.writer, work.pages, work
         self.descriptors: dict[int, list[Seen]] = {}
         self.all_pages: dict[int, list[PageRun]] = {}
         self.pages: dict[int, list[PageRun]] = {}
@@ -244,12 +287,11 @@ class _Checkpoint:
         """The address spaces whose guard pages will be seen in their copies as well: to look for them takes 1 ms per GiB."""
         self.unfinished: list[tuple[memory_objects.Mm, Sequence[MappedRange], list[int]]] = []
         """The address spaces whose mappings, with the files under them, are still to become records, before those are packed."""
-        writer.before_packing = self.finish_records
+        self.writer.before_packing = self.finish_records
         self.told: dict[int, _Told] = {}
         self.written: dict[int, list[tuple[int, int]] | None] = {}
-        """What each process has written since the parent image, where that is known."""
+        """What each process has written since the parent image, or since it was saved ahead, where that is known."""
         self.why_not_copied = ""
-        self.page_writer = page_writer(self.saving)
         self.captured: list[tuple[Arch, threads.Thread, dict[str, int], object]] = []
         """The threads that are described, with the registers they go on with, and what else has been captured."""
         self.contents: dict[tuple[int, str | int], Iterator[tuple[int, bytes]]] = {}
@@ -294,39 +336,19 @@ class _Checkpoint:
 
     def write_header(self) -> None:
         """The image's header (R-B1) and its architecture's (R-B2)."""
-        here, root = self.here, self.tree.processes[0]
-        monotonic_offset, boottime_offset = here.clock_offsets(root.pid)
         kinds = sorted({process.arch.image_id for process in self.tree.alive()}, reverse=True)
-        self.writer.add(
-            Header(
-                arch=kinds[0],
-                page_size=PAGE,
-                realtime=time.time_ns(),
-                monotonic=self.stopped + monotonic_offset,
-                boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + boottime_offset,
-                release=here.uname.release,
-                version=here.uname.version,
-                machine=here.uname.machine,
-                host=here.uname.nodename,
-                boot_id=here.boot_id,
-                torpor=_version(),
-                constants=[
-                    Constant(name="TASK_COMM_LEN", value=16),
-                    Constant(name="_NSIG", value=64),
-                    Constant(name="CLK_TCK", value=os.sysconf("SC_CLK_TCK")),
-                ],
-            )
-        )
-        for header in {process.arch.header_record: process.arch.header for process in self.tree.alive()}.values():
-            self.writer.add(header())
+        header = self.here.header(kinds[0], self.tree.processes[0].pid, self.stopped)
+        if self.work.saved is None:
+            self.writer.add(header)
+        else:
+            self.writer.amend(header)
+        for of_arch in {process.arch.header_record: process.arch.header for process in self.tree.alive()}.values():
+            self.writer.add(of_arch())
 
     def question(self, process: FrozenProcess) -> _Told:
         """Let every thread of a process tell what only it can tell."""
         padding, hole = process.padding, process.hole
-        told = _Told()
-        ahead, _ = self.here.clock_offsets(process.pid)
-        for thread in process.threads:
-            told.left[thread.tid] = sleeping.left(thread, self.naps, self.stopped, ahead, padding)
+        told = _Told(Waits(process, self.naps, self.stopped, self.here.clock_offsets(process.pid)[0]))
         try:
             for thread in process.threads:
                 # The registers first: our calls use none but the general ones, but there is no need to rely on it.
@@ -344,16 +366,7 @@ class _Checkpoint:
         finally:
             # Every thread has its own registers back: the padding is padding again.
             take_code_away(process, padding)
-        sleeping.note(
-            process,
-            padding,
-            [
-                (thread.own_tid, number, thread.regs[process.arch.sp], self.stopped + ahead + left)
-                for thread in process.threads
-                for number, left in [told.left[thread.tid]]
-                if number >= 0 and left != NO_LIMIT and thread.issued_again < 0
-            ],
-        )
+        told.waits.note()
         return told
 
     def write_descriptors(self) -> None:
@@ -424,13 +437,7 @@ class _Checkpoint:
     def shorten_waits(self) -> None:
         """Let the waits that our stop has ended go on with the rest of their time."""
         for process in self.tree.alive():
-            slots, told = Slots(process, process.padding), self.told[process.pid]
-            for thread in process.threads:
-                number, left = told.left[thread.tid]
-                if thread.issued_again >= 0 and number >= 0:
-                    passed = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.stopped
-                    slots.put(thread, number, max(0, left - passed))
-                    process.arch.registers.write_general(thread.tid, thread.regs)
+            self.told[process.pid].waits.shorten()
 
     def find_heritage(self, process: FrozenProcess, space: memory_objects.Mm) -> None:
         """Leave out the pages that a child shares with its parent since fork."""
@@ -471,7 +478,7 @@ class _Checkpoint:
     def write_thread(self, thread: FrozenThread, process: int, told: _Told) -> None:
         """A thread; its record and those of its registers follow (`write_registers`)."""
         record = threads.describe(thread, process, told.threads[thread.tid])
-        record.call, record.left = told.left[thread.tid]
+        record.call, record.left = told.waits.left[thread.tid]
         # `capture` has seen the registers as they were; those that count are the ones the thread will go on with.
         self.captured.append((thread.process.arch, record, dict(thread.regs), told.registers[thread.tid]))
         if len(self.captured) == CAPTURED:
@@ -511,32 +518,49 @@ class _Checkpoint:
             for offset, data in parts:
                 self.writer.add_data(FileData(owner=number, runs=[(offset, len(data))]), [data])
 
-    def save_memory(self, kill: bool, tracking: Tracking | None) -> None:
+    def save_memory(self, kill: bool) -> None:
         """While nothing moves: a copy of every large memory, if nothing speaks against it, or else its pages into the image."""
-        against = ENDS if kill else self.against_copies()
+        against, stood = ENDS if kill else self.against_copies(), kill
         for process in self.tree.alive():
             large = self.sizes[process.pid] >= WORTH_A_COPY
-            if tracking and large:
-                with Held():
-                    self.written[process.pid] = tracking.since(process, self.private_mappings(process), self.tree)
+            if large:
+                self.find_written(process)
+            if large and self.write_little(process):
+                continue
             if large and not against:
-                if self.write_little(process):
-                    continue
                 try:
                     with Held():
                         self.copies[process.pid] = self.copy_of(process)
                 except snapshot.NoCopy as error:
                     against = str(error)
+            stood |= large and process.pid not in self.copies
             self.write_pages(process.pid, process, _uncopied if process.pid in self.copies else _any)
         self.note_guards(self.unguarded.keys() - self.copies.keys())
-        self.why_not_copied = against
-        if tracking:
-            tracking.keep(set(self.sizes))
+        self.why_not_copied = against if stood else ""
+        if self.work.tracking:
+            self.work.tracking.keep(set(self.sizes))
+
+    def find_written(self, process: FrozenProcess) -> None:
+        """Find out what a process has written since its memory was last saved."""
+        tracking, saved = self.work.tracking, self.saved_ahead(process)
+        if not tracking or (self.work.alone and not saved):
+            return
+        with Held():
+            written = tracking.since(process, self.private_mappings(process), self.tree)
+        self.written[process.pid] = written
+        if saved and written is not None:
+            # What was zero then is left out here; an address space that is to begin as a fork of another one would not have it.
+            known = saved.known if process.pid not in self.heirs else saved.drafted.known(zeros=False)
+            self.page_writer.known[process.own_pid] = known
+
+    def saved_ahead(self, process: FrozenProcess) -> Ahead | None:
+        """What of a process has been saved before the stop."""
+        return (self.work.saved or {}).get(process.pid)
 
     def write_little(self, process: FrozenProcess) -> bool:
-        """Read what a large memory has that the parent image has not, if that is so little that a copy takes longer."""
-        written = self.written.get(process.pid)
-        if written is None or sum(length for _, length in written) > READ_AHEAD:
+        """Read what has not been saved of a large memory, if that is so little that a copy takes longer."""
+        written, saved = self.written.get(process.pid), self.saved_ahead(process)
+        if written is None or sum(length for _, length in written) > READ_AHEAD or (saved and not saved.of_use):
             return False
         selected = self.page_writer.select(process, self.pages_of(process.pid, process, _any), written)
         if not self.page_writer.has_room(selected):
@@ -639,9 +663,9 @@ class _Told:
 
     inside: processes.Inside
 
-    def __init__(self) -> None:
+    def __init__(self, waits: Waits) -> None:
+        self.waits = waits
         self.threads: dict[int, threads.Inside] = {}
-        self.left: dict[int, tuple[int, int]] = {}
         self.registers: dict[int, object] = {}
         self.actions: list[signals.Action] = []
         self.interval_timers: list[timers.IntervalTimer] = []

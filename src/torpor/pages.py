@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from torpor.image.chain import Source
+    from torpor.image.known import Drafted, Known, Saved
     from torpor.linux.procfs import Mapping
     from torpor.objects.saving import Saving
-    from torpor.parent import Known, Parent
+    from torpor.parent import Parent
     from torpor.tasks.task import Process
 
     Progress = Callable[[int, int], None]
     PageRun = tuple[Mapping, int, int]
-    Kept = dict[Source, list[tuple[int, int, int]]]
+    Kept = dict[Source | Saved, list[tuple[int, int, int]]]
 
 CHUNK = 4 << 20
 """Bytes of memory that are read, hashed and written at a time."""
@@ -68,7 +69,7 @@ class Chunk:
 
 
 class Selection:
-    """Of the pages of a process, `runs` (mapping, address, bytes) are to be read, `size` bytes in all; the `rest` the parent has.
+    """Of the pages of a process, `runs` (mapping, address, bytes) are to be read, `size` bytes in all; the `rest` is in an image.
 
     `compared_with`: in what memory of the parent those that are read may be found as well.
     """
@@ -79,7 +80,7 @@ class Selection:
         self._known, self._rest = known, rest or ()
 
     def find_rest(self, kept: Kept) -> None:
-        """Enter where in the parent the rest lies. It takes its time, and is done when nothing stands still."""
+        """Enter where the rest lies. It takes its time, and is done when nothing stands still."""
         rest, self._rest = self._rest, ()
         for start, length, source, offset in self._known.split(rest) if self._known else ():
             if source:
@@ -104,6 +105,8 @@ class PageWriter:
         self._saving, self._writer, self._progress = saving, saving.writer, progress
         self._room = self._left = room
         self._level, self._parent = level, parent
+        self.known = dict(parent.known) if parent else {}
+        """By the id that a process knows itself by, what is in an image of its memory."""
         self._done = self._total = 0
         self._buffers: list[mmap] = []
         self._lock = allocate_lock()
@@ -117,13 +120,13 @@ class PageWriter:
     def select(self, source: Process, runs: Sequence[PageRun], written: Sequence[tuple[int, int]] | None) -> Selection:
         """Which of the pages `runs` (mapping, address, bytes) of a process or its copy are to be read.
 
-        `written`: the runs (address, bytes), ascending, outside of which no page has been written since the parent image; None if
-        that is not known.
+        `written`: the runs (address, bytes), ascending, outside of which no page has been written since it was saved; None if that
+        is not known.
         """
-        known = self._parent.known.get(source.own_pid) if self._parent else None
+        known = self.known.get(source.own_pid)
         if not known or written is None:
             return Selection(runs, known)
-        runs, rest = _divided(runs, known.changed(written))
+        runs, rest = divided(runs, known.changed(written))
         return Selection(runs, known, rest)
 
     def has_room(self, selected: Selection) -> bool:
@@ -145,7 +148,7 @@ class PageWriter:
             return _Job(owner, fresh, selected.compared_with, kept, self._compressor())
 
         if selected.size >= TWO_THREADS:
-            self._write_by_several(job, source, selected.runs)
+            self._write_by_several(job, source, selected.runs, None)
             return
         if not self.has_room(selected):
             self.finish()
@@ -158,6 +161,19 @@ class PageWriter:
             _read(source, chunk, buffer)
             read.append((chunk, buffer))
         self._read.append((job, read))
+
+    def draft(self, draft: Drafted, source: Process, runs: Sequence[PageRun], goes_on: Callable[[int], bool]) -> None:
+        """Save these pages (mapping, address, bytes) of a process that runs, and note in `draft` where they lie.
+
+        What has gone in the meantime is left out. `goes_on` is asked before each chunk, with the bytes read so far, whether it is
+        still of use. Raises TorporError.
+        """
+        self._total += sum(length for _, _, length in runs)
+
+        def job() -> _Job:
+            return _Job(draft.owner, True, None, {}, self._compressor(), draft)
+
+        self._write_by_several(job, source, runs, goes_on)
 
     def finish(self) -> None:
         """Write what has only been read."""
@@ -177,8 +193,13 @@ class PageWriter:
 
         return compressor(self._level)
 
-    def _write_by_several(self, job: Callable[[], _Job], source: Process, runs: Sequence[PageRun]) -> None:
-        """The same, by this thread, which reads, and others. While they work they do not hold the interpreter's lock."""
+    def _write_by_several(
+        self, job: Callable[[], _Job], source: Process, runs: Sequence[PageRun], goes_on: Callable[[int], bool] | None
+    ) -> None:
+        """Write pages, by this thread, which reads, and others. While they work they do not hold the interpreter's lock.
+
+        With `goes_on` as in `draft`: the process runs.
+        """
         from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
         from queue import SimpleQueue
         from threading import Thread
@@ -211,12 +232,18 @@ class PageWriter:
         for other in others:
             other.start()
         try:
+            begun = self._done
             for chunk in chunks(runs, size):
-                buffer = empty.get()
-                if failures:
+                if failures or (goes_on and not goes_on(self._done - begun)):
                     break
-                _read(source, chunk, buffer)
-                full.put((chunk, buffer))
+                buffer = empty.get()
+                try:
+                    _read(source, chunk, buffer)
+                    full.put((chunk, buffer))
+                except OSError:
+                    if not goes_on:
+                        raise
+                    empty.put(buffer)  # the program has unmapped something of it
                 self._tell(chunk)
         finally:
             for _ in others:
@@ -236,6 +263,7 @@ class PageWriter:
         if chunk.anonymous and job.fresh:
             kept, data = _without_zeros(kept, data)
         if not kept:
+            job.note(0, chunk.runs, kept)
             return
         size = sum(map(len, data))
         record = Pages(owner=job.owner, runs=kept)
@@ -248,19 +276,17 @@ class PageWriter:
         with self._lock:
             key = hashed, size, sum(map(len, data))
             number, offset = self._written.get(key, (0, 0))
-            if offset and self._writer.holds(offset, data):
-                self._writer.add(_earlier(job.owner, 0, number, _laid_out(kept)))
-            else:
+            if not offset or not self._writer.holds(offset, data):
                 number = self._writer.chunks
                 self._written[key] = number, self._writer.add_data(record, data, hashed=hashed)
+            elif not job.draft:
+                self._writer.add(_earlier(job.owner, 0, number, _laid_out(kept)))
+            job.note(number, chunk.runs, kept)
 
     def _refer(self, job: _Job) -> None:
-        """Write where in earlier images the pages lie that are not in this one."""
-        parent = self._parent
-        if parent is None:
-            return
+        """Write where the pages lie that were saved earlier."""
         for source, runs in job.kept.items():
-            image = parent.id_of(source.image, self._saving)
+            image = self._parent.id_of(source.image, self._saving) if self._parent and source.image else 0
             runs.sort()
             self._writer.add(_earlier(job.owner, image, source.chunk, runs))
 
@@ -298,11 +324,23 @@ class _Job:
     """What a thread needs to know of the address space whose pages it writes."""
 
     def __init__(
-        self, owner: int, fresh: bool, known: Known | None, kept: Kept, compress: Callable[[memoryview | bytes], bytes] | None
+        self,
+        owner: int,
+        fresh: bool,
+        known: Known | None,
+        kept: Kept,
+        compress: Callable[[memoryview | bytes], bytes] | None,
+        draft: Drafted | None = None,
     ) -> None:
         self.owner, self.fresh, self.known, self.kept, self.compress = owner, fresh, known, kept, compress
+        self.draft = draft
         self._there = memoryview(bytearray(CHUNK if known else 0))
         self._unpacked: dict[Source, memoryview] = {}
+
+    def note(self, chunk: int, read: list[tuple[int, int]], kept: list[tuple[int, int]]) -> None:
+        """Of the runs (address, bytes) that were `read` those `kept` lie in a chunk, and the others hold zeros."""
+        if self.draft:
+            self.draft.note(chunk, read, kept)
 
     def changed(self, runs: list[tuple[int, int]], data: memoryview) -> tuple[list[tuple[int, int]], list[memoryview]]:
         """The runs (address, bytes) of pages, and the parts of their `data`, that are not what the parent has."""
@@ -313,7 +351,7 @@ class _Job:
         for start, size, source, offset in self.known.split(runs):
             here = data[at : at + size]
             at += size
-            if source is None:
+            if source is None or source.image is None:
                 found.append((start, size))
                 parts.append(here)
                 continue
@@ -342,7 +380,7 @@ class _Job:
         view[:] = self._unpacked[source][offset : offset + len(view)]
 
 
-def _divided(runs: Sequence[PageRun], marked: Sequence[tuple[int, int]]) -> tuple[list[PageRun], list[tuple[int, int]]]:
+def divided(runs: Sequence[PageRun], marked: Sequence[tuple[int, int]]) -> tuple[list[PageRun], list[tuple[int, int]]]:
     """The parts of `runs` that lie in one of the ranges (first address, end), ascending, and the others (address, bytes)."""
     inside: list[PageRun] = []
     outside: list[tuple[int, int]] = []

@@ -15,7 +15,7 @@ from torpor import arch
 from torpor.collector import Paused
 from torpor.errors import BadImage, NoPermission, Obstacle, TorporError, Unsupported, UsageError
 from torpor.image.chain import open_parents, sources
-from torpor.image.format import CompressedPages, EarlierPages, Pages
+from torpor.image.format import CompressedPages, Draft, EarlierPages, Pages
 from torpor.image.reader import Image
 from torpor.image.record import Record
 from torpor.linux import clone, elf, libc, procfs
@@ -264,6 +264,8 @@ def _faults(image: Image, root: ProcessPlan, making: Making) -> Iterator[tuple[s
             yield f"it has data for #{kept.owner}, which has none", None
     for data, _ in image.chunks:
         owner = image.by_id(data.owner, Record)
+        if isinstance(owner, Draft) and isinstance(data, Pages):
+            continue  # of no effect by itself
         if isinstance(data, Pages) != (data.owner in owners) or not isinstance(owner, FileNode | memory.Mm):
             yield f"it has data for #{data.owner}, which has none", None
         elif isinstance(owner, FileNode) and (

@@ -469,6 +469,8 @@ class Torture:
         # How much of it that is depends on what the program has done meanwhile: right after its start that is the most part.
         if mode == "incremental" and "image.first, taken" not in self.run_torpor("inspect", image).output:
             raise self.failure("nothing of the image lies in its parent")
+        if mode == "ahead" and '"Draft"' not in self.run_torpor("inspect", "--json", image).output:
+            raise self.failure("nothing was saved before the stop")
         self.pid = self.outside_pid()
         progress = self.verify()
         after = self.heart.beating()

@@ -95,7 +95,8 @@ compressed), which is at most {format.MAX_CHUNK >> 20} MiB. `Pages` and `Compres
 Pages may lie in earlier images of the same program. A `ParentImage` names one and says how it is recognised: by the size and
 the CRC of its Trailer and the time in its Header. `EarlierPages` says which pages lie in which of its pieces of data, or in one
 of this image's own: what is equal is stored once. It always means the image in which the data really lies: that one's own
-parents do not matter.
+parents do not matter. Pages that a `Draft` owns were saved before the instant of which the image tells, and belong to nothing by
+themselves.
 
 ## Integrity
 

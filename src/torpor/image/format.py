@@ -197,6 +197,13 @@ class ParentImage(Record, type=0x0005):
     realtime: int = i64("when it was taken: as its Header has it")
 
 
+class Draft(Record, type=0x0008):
+    """Memory that was saved while the program ran. Of the pages it owns those count that `EarlierPages` name: the rest has changed.
+    """
+
+    id: int = ident("the draft")
+
+
 class EarlierPages(Record, type=0x0006):
     """Pages of memory whose data has come before: earlier in this image, or in an earlier one."""
 

@@ -31,6 +31,9 @@ IOV_MAX = 1024  # include/uapi/linux/uio.h: buffers in one writev
 class Output:
     """A descriptor to write to. This class writes to one that belongs to the caller; `File` below to a new file."""
 
+    can_rewrite = False
+    """Whether what has been written can be written anew (`rewrite`)."""
+
     def __init__(self, fd: int, name: str) -> None:
         self.fd, self.name = fd, name
 
@@ -57,6 +60,10 @@ class Output:
     def holds(self, offset: int, buffers: Sequence[Buffer]) -> bool:
         """Whether these bytes have been written at `offset`, as far as that can be found out."""
         return False
+
+    def rewrite(self, offset: int, data: bytes) -> None:
+        """Write other bytes in the place of those at `offset`."""
+        raise failure(self.name, "write the image", OSError(errno.ESPIPE, os.strerror(errno.ESPIPE)))
 
     def commit(self) -> None:
         """Everything is written: make it what the caller asked for."""
@@ -88,6 +95,8 @@ class File(Output):
     is on the disk in any case, so a copy of it in memory gains nothing: to make it takes half of the whole time, and drives the
     program's own files out of the page cache. (The image is there when it has been read once.)
     """
+
+    can_rewrite = True
 
     def __init__(self, path: str) -> None:
         directory, self._base = os.path.split(os.path.realpath(path))
@@ -161,6 +170,15 @@ class File(Output):
                     return False
             offset += len(view)
         return True
+
+    def rewrite(self, offset: int, data: bytes) -> None:
+        """See Output.rewrite."""
+        try:
+            while data:
+                written = os.pwrite(self.fd, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise failure(self.name, "write the image", error) from error
 
     def commit(self) -> None:
         try:

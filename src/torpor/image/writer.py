@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 GATHER = 1 << 18  # bytes of records to collect before they are written
 WAITING = 4096  # records that wait at most
+CRC_BYTES = 4  # of each record, in what the Trailer's is made of
 
 
 def hash_of(buffers: Sequence[Buffer]) -> int:
@@ -52,8 +53,11 @@ class ImageWriter:
         self._waiting: list[Record] = []
         self._pending = bytearray(MAGIC)
         self._at = len(MAGIC)  # in the file, behind everything added so far
-        self._records = self._chunks = self._data = self._crc = 0
-        self._page_size = 0
+        self._records = self._chunks = self._data = 0
+        self._crcs = bytearray()
+        self._amended = b""
+        """The Header that is to stand where another one has been written."""
+        self._page_size = self._header_length = 0
         self._references = References()
 
     @classmethod
@@ -81,6 +85,23 @@ class ImageWriter:
         self._waiting.append(record)
         if not self._later or len(self._waiting) == WAITING:
             self._catch_up()
+
+    @property
+    def can_amend(self) -> bool:
+        """Whether what has been written can be written anew: not in a pipe."""
+        return self._output.can_rewrite
+
+    def amend(self, header: Header) -> None:
+        """Put `header` in the place of the one that was added first: it tells of an instant that has only come now.
+
+        The same texts: it must be as long. Only where that can be had (`can_amend`).
+        """
+        self._catch_up()
+        framed, crc = frame(header)
+        if not self._records or not self.can_amend or len(framed) != self._header_length:
+            raise Refusal("", "this Header cannot take the place of the first record")
+        self._amended = framed
+        self._crcs[:CRC_BYTES] = crc.to_bytes(CRC_BYTES, "little")
 
     def add_data(self, record: DataRecord, buffers: Sequence[Buffer], *, hashed: int | None = None) -> int:
         """Add a record with its raw data, which is written straight from `buffers`; they may be reused afterwards.
@@ -129,10 +150,12 @@ class ImageWriter:
                 chunks=self._chunks,
                 data=self._data,
                 size=self._at + FRAME + Trailer.fixed_size,
-                crc=self._crc,
+                crc=zlib.crc32(self._crcs),
             )
         )
         self._flush()
+        if self._amended:
+            self._output.rewrite(len(MAGIC), self._amended)
         self._output.commit()
 
     def _catch_up(self) -> None:
@@ -152,11 +175,11 @@ class ImageWriter:
         except Refusal as refusal:
             raise refusal.within(type(record).__name__) from None
         if isinstance(record, Header):
-            self._page_size = record.page_size
+            self._page_size, self._header_length = record.page_size, len(framed)
         self._pending += framed
         self._at += len(framed)
         self._records += 1
-        self._crc = zlib.crc32(crc.to_bytes(4, "little"), self._crc)
+        self._crcs += crc.to_bytes(CRC_BYTES, "little")
         if len(self._pending) >= GATHER:
             self._flush()
 

@@ -72,7 +72,7 @@ class Mapping:
     """
 
     __slots__ = (
-        "anonymous_kb", "deleted", "end", "flags", "inode", "major", "minor", "offset", "path", "perms",
+        "anonymous_kb", "deleted", "end", "flags", "huge_kb", "inode", "major", "minor", "offset", "path", "perms",
         "protection_key", "rss_kb", "start", "swap_kb",
     )  # fmt: skip
 
@@ -98,8 +98,8 @@ class Mapping:
         self.flags: frozenset[str] = frozenset()
         """VmFlags of smaps, two letters each (proc_pid_smaps(5)); empty when read by maps()."""
         self.protection_key = 0
-        self.anonymous_kb = self.rss_kb = self.swap_kb = -1
-        """KiB of smaps' Anonymous, Rss, Swap; -1 when read by maps()."""
+        self.anonymous_kb = self.huge_kb = self.rss_kb = self.swap_kb = -1
+        """KiB of smaps' Anonymous, AnonHugePages, Rss, Swap; -1 when read by maps()."""
 
     @property
     def length(self) -> int:
@@ -201,7 +201,7 @@ def maps(pid: int) -> list[Mapping]:
 
 
 def smaps(pid: int) -> list[Mapping]:
-    """The mappings in ascending order with flags, protection_key, anonymous_kb, rss_kb and swap_kb.
+    """The mappings in ascending order with flags, protection_key, anonymous_kb, huge_kb, rss_kb and swap_kb.
 
     The kernel walks all page tables for it: 8-20 ms per GiB of resident memory. Each mapping is consistent in itself,
     the list is not a snapshot unless the task is stopped.
@@ -214,6 +214,7 @@ def smaps(pid: int) -> list[Mapping]:
         mapping = _mapping(pid, header[: header.index(b"\n")])
         mapping.rss_kb = _attribute(header, b"\nRss:", -1)
         mapping.anonymous_kb = _attribute(header, b"\nAnonymous:", -1)
+        mapping.huge_kb = _attribute(header, b"\nAnonHugePages:", 0)
         mapping.swap_kb = _attribute(header, b"\nSwap:", -1)
         mapping.protection_key = _attribute(header, b"\nProtectionKey:", 0)
         words, _, header = block.partition(b"\n")

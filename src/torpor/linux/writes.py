@@ -32,8 +32,12 @@ FLAGS = os.O_CLOEXEC | USER_MODE_ONLY
 
 _API = libc.ioctl_both("\xaa", 0x3F, 24)
 _REGISTER = libc.ioctl_both("\xaa", 0, 32)
+_UNREGISTER = libc.ioctl_read("\xaa", 1, 16)
 _WRITEPROTECT = libc.ioctl_both("\xaa", 6, 24)
 _VERSION, _WP_ASYNC, _MODE_WP, _PROTECT = 0xAA, 1 << 15, 2, 1
+
+_AT_ONCE = 64 << 20
+"""Bytes whose protection is taken back at a time: 1 ms, in which the process can have no page and no mapping."""
 
 _told: bool | None = None
 
@@ -53,6 +57,17 @@ def begin(fd: int, pagemap_fd: int, start: int, end: int) -> None:
         fcntl.ioctl(fd, _WRITEPROTECT, bytearray(struct.pack("=QQQ", low, length, _PROTECT)))
     for _ in since(pagemap_fd, start, end):
         pass
+
+
+def end(fd: int, start: int, end: int) -> None:
+    """Watch a range no longer. (To close the descriptor does it as well, for everything at once, and the process waits for it.)"""
+    for low in range(start, end, _AT_ONCE):
+        try:
+            fcntl.ioctl(fd, _UNREGISTER, bytearray(struct.pack("=QQ", low, min(_AT_ONCE, end - low))))
+        except OSError as error:
+            if gone(error):
+                return
+            # Else there is nothing here any more, or nothing that was watched.
 
 
 def since(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -19,14 +19,14 @@ from torpor.arch.contract import ERESTART_RESTARTBLOCK
 from torpor.arch.waits import NO_LIMIT
 from torpor.errors import Unsupported
 from torpor.linux import memory, procfs
-from torpor.tasks.retry import page_end, slots_at
+from torpor.tasks.retry import Slots, page_end, slots_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from torpor.arch.contract import Arch
-    from torpor.tasks.freeze import FrozenThread
+    from torpor.tasks.freeze import FrozenProcess, FrozenThread
     from torpor.tasks.task import Process
 
 SAMPLES = 4
@@ -136,6 +136,39 @@ def _clock_offset(cpu: int) -> int:
     finally:
         os.sched_setaffinity(0, before)
     return best
+
+
+class Waits:
+    """What the threads of a frozen process were waiting for with a time limit: they go on with what is left of it.
+
+    `left`: by thread id, (call number, ns left or NO_LIMIT), or (-1, 0).
+    """
+
+    def __init__(self, process: FrozenProcess, naps: dict[int, Nap], stopped: int, clock_offset: int) -> None:
+        """`stopped`: CLOCK_MONOTONIC at the stop, ns; `clock_offset`: what the process's own clock is ahead of it."""
+        self.process, self._stopped, self._clock_offset = process, stopped, clock_offset
+        self.left = {thread.tid: left(thread, naps, stopped, clock_offset, process.padding) for thread in process.threads}
+
+    def note(self) -> None:
+        """Leave a note of the deadlines for the next stop."""
+        waits = [
+            (thread.own_tid, number, thread.regs[self.process.arch.sp], self._stopped + self._clock_offset + left)
+            for thread in self.process.threads
+            for number, left in [self.left[thread.tid]]
+            if number >= 0 and left != NO_LIMIT and thread.issued_again < 0
+        ]
+        note(self.process, self.process.padding, waits)
+
+    def shorten(self) -> None:
+        """Let the waits that this stop has ended go on with the rest of their time."""
+        process = self.process
+        slots = Slots(process, process.padding)
+        for thread in process.threads:
+            number, left = self.left[thread.tid]
+            if thread.issued_again >= 0 and number >= 0:
+                passed = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self._stopped
+                slots.put(thread, number, max(0, left - passed))
+                process.arch.registers.write_general(thread.tid, thread.regs)
 
 
 def left(thread: FrozenThread, naps: dict[int, Nap], stopped: int, clock_offset: int, padding: int) -> tuple[int, int]:

@@ -27,48 +27,62 @@ class Tracking:
     def __init__(self) -> None:
         self._watched: dict[int, int] = {}
         """Process id -> descriptor of its userfaultfd."""
+        self._places: dict[int, list[tuple[int, int]]] = {}
+        """What of a process has been looked at last: ranges (first address, end)."""
 
     def since(self, process: FrozenProcess, mappings: Sequence[Mapping], tree: FrozenTree) -> Runs | None:
         """The runs (address, bytes) outside of which the stopped process has written nothing since the last look, ascending.
 
         None: it was not watched until now. `mappings`: those to watch.
         """
-        if not writes.can_be_told():
-            return None
-        pid = process.pid
-        known = pid in self._watched
-        pages = pagemap.open(pid)
-        try:
-            try:
-                if known:
-                    return self._look(process, mappings, pages)
-                self._begin(process, mappings, pages, tree)
-            except OSError as error:
-                self._forget(pid)
-                if not known or not writes.gone(error):
-                    return None
-                # It executes another program by now, in an address space of its own.
-                self._begin(process, mappings, pages, tree)
-        except OSError:
-            self._forget(pid)
-        finally:
-            os.close(pages)
+        if process.pid in self._watched and (found := self.look(process.pid, mappings)) is not None:
+            return found
+        # Now for the first time, or anew: it may execute another program by now, in an address space of its own.
+        if self.begin(process, tree):
+            self.look(process.pid, mappings)
         return None
 
-    def _begin(self, process: FrozenProcess, mappings: Sequence[Mapping], pages: int, tree: FrozenTree) -> None:
+    def begin(self, process: FrozenProcess, tree: FrozenTree) -> bool:
+        """Make it possible to `look` at a stopped process from now on, running or not. False: it is not to be had."""
+        if not writes.can_be_told():
+            return False
+        self._forget(process.pid)
         leader = process.leader
         try:
             with Remote(leader, process.padding, process.hole, signal=quiet_signal(leader.status)) as remote:
                 fd = remote.descriptor(("userfaultfd", writes.FLAGS), lambda number: pidfd.getfd(process.pid, number))
             tree.lost_signals += [(process.pid, signal) for signal in remote.suppressed]
+        except OSError:
+            return False
         finally:
             take_code_away(process, process.padding)
         self._watched[process.pid] = fd
-        writes.enable(fd)
-        self._look(process, mappings, pages)
+        try:
+            writes.enable(fd)
+        except OSError:
+            self._forget(process.pid)
+            return False
+        return True
 
-    def _look(self, process: FrozenProcess, mappings: Sequence[Mapping], pages: int) -> Runs:
-        fd = self._watched[process.pid]
+    def look(self, pid: int, mappings: Sequence[Mapping]) -> Runs | None:
+        """The runs (address, bytes) of a process outside of which nothing was written since the last look, ascending.
+
+        The first look at a mapping finds all of it. None: the process is not watched any more, and may have gone.
+        """
+        if pid not in self._watched:
+            return None
+        try:
+            pages = pagemap.open(pid)
+            try:
+                return self._look(pid, mappings, pages)
+            finally:
+                os.close(pages)
+        except OSError:
+            self._forget(pid)
+            return None
+
+    def _look(self, pid: int, mappings: Sequence[Mapping], pages: int) -> Runs:
+        fd = self._watched[pid]
         found: Runs = []
         for mapping in mappings:
             try:
@@ -81,6 +95,7 @@ class Tracking:
                     if writes.gone(error):
                         raise
                     # Else it is not watched, and counts as written each time.
+        self._places[pid] = [(mapping.start, mapping.end) for mapping in mappings]
         return found
 
     def keep(self, pids: set[int]) -> None:
@@ -93,6 +108,8 @@ class Tracking:
         self.keep(set())
 
     def _forget(self, pid: int) -> None:
-        fd = self._watched.pop(pid, -1)
+        fd, places = self._watched.pop(pid, -1), self._places.pop(pid, [])
         if fd >= 0:
+            for start, end in places:
+                writes.end(fd, start, end)
             os.close(fd)
