@@ -27,7 +27,9 @@ from torpor.image.known import Drafted
 from torpor.linux import procfs, writes
 from torpor.merge import merge
 from torpor.objects import memory as memory_objects
+from torpor.objects.memory import Mm
 from torpor.objects.threads import Thread
+from torpor.pages import PageWriter
 from torpor.tasks import snapshot
 from torpor.tasks.remote import Remote
 from torpor.tasks.stopping import Brief
@@ -104,17 +106,62 @@ def test_what_is_saved_ahead_is_right(tmp_path: Path, how: str) -> None:
             is_right(image, place)
 
 
-def test_zeros_are_left_out(tmp_path: Path) -> None:
+def test_zeros_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of pages that hold nothing but zeros the image says nothing, and the stop has nothing to do with them."""
     code = "import time\nm = bytearray(b'x' * 4096 + bytes(4092)) * 4096\nfor i in range(0, len(m), 8188): m[i] = 0\n"
     code += "z = bytearray(b'\\1' * (16 << 20)); z[:] = bytes(16 << 20)\nprint(1, flush=True)\nwhile True: time.sleep(9)"
     image = tmp_path / "image"
+    in_the_stop: list[int] = []
+    write = PageWriter.write
+
+    def noted(self: PageWriter, owner: int, source: Any, selected: Any, *, fresh: bool) -> None:
+        in_the_stop.append(selected.size)
+        write(self, owner, source, selected, fresh=fresh)
+
+    monkeypatch.setattr(PageWriter, "write", noted)
     with running(code) as popen:
         assert torpor.checkpoint(popen.pid, image) == ""
+    assert sum(in_the_stop) < 4 * MIB
     with torpor.open_image(image) as opened:
         assert sum(pages.length for pages in opened.of(Pages)) < 48 * MIB
         owners = {draft.id for draft in opened.of(Draft)}
         assert sum(pages.length for pages in opened.of(Pages) if pages.owner not in owners) < 4 * MIB
+
+
+INHERITED = """
+import mmap, os, sys, time
+memory = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[:] = b"x" * len(memory)
+ready, done = os.pipe()
+child = os.fork()
+wanted = b"x" * len(memory)
+if not child:
+    memory[: 4 << 20] = bytes(4 << 20)
+    wanted = bytes(4 << 20) + wanted[4 << 20 :]
+    os.write(done, b"1")
+else:
+    os.read(ready, 1)
+    print("ready", flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+right = memory[:] == wanted
+if child:
+    right = not os.waitpid(child, 0)[1] and right
+os._exit(not right)
+"""
+
+
+def test_zeros_in_the_place_of_what_was_inherited(tmp_path: Path) -> None:
+    """A child that begins as a fork of its parent has zeros only where it is told so."""
+    image, stop = tmp_path / "image", tmp_path / "stop"
+    with running(INHERITED, str(stop)) as popen:
+        torpor.checkpoint(popen.pid, image)
+    assert drafts(image) > 6 * MIB
+    with torpor.open_image(image) as opened:
+        assert any(space.base for space in opened.of(Mm)), "the child does not begin as a fork"
+    restarted = torpor.restart(image)
+    stop.touch()
+    assert restarted.wait() == 0
 
 
 CHANGES = """
@@ -143,7 +190,7 @@ def test_a_program_that_changes_all_is_copied(tmp_path: Path, copied: list[int],
     monkeypatch.setattr(ahead, "FIRST_LOOK", 4 * MIB)
     monkeypatch.setattr(ahead, "READ_AHEAD", MIB)
     code = "import random\nm = bytearray(random.randbytes(1 << 20)) * 64\nprint(1, flush=True)\n"
-    code += "while True:\n for i in range(0, len(m), 4096): m[i] ^= 1\n"
+    code += "n = 0\nwhile True:\n for i in range(0, len(m), 4096): n += 1; m[i : i + 8] = n.to_bytes(8, 'big')\n"
     image = tmp_path / "image"
     with running(code) as popen:
         assert torpor.checkpoint(popen.pid, image) == ""

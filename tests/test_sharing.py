@@ -1,18 +1,21 @@
-"""Processes that share what only parent and child can share after a restart, or their memory: refused, and unharmed."""
+"""What processes share: what cannot be shared after a restart is refused, and what fork shares stays shared."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 import torpor
+import torpor.checkpoint
 from tests.torture.harness import descendants
 from torpor.errors import Unsupported
-from torpor.linux import kcmp
+from torpor.linux import kcmp, pagemap, writes
 
 # Two children; the second is made by the first, as its sibling, and shares with it what the flags say.
 PROGRAM = """
@@ -84,3 +87,46 @@ def test_groups(program: Path) -> None:
         for popen in children:
             popen.kill()
             popen.wait()
+
+
+FORKED = """
+import os, signal
+memory = bytearray(os.urandom(1 << 20)) * 32
+if os.fork():
+    print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def shared_with_others(pid: int) -> int:
+    """Bytes of pages of a process that others have as well, and that are no file's."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return sum(int(line.split()[1]) << 10 for line in file if line.startswith("Shared_Dirty:"))
+
+
+@pytest.mark.parametrize("frames", ["seen", "hidden"])
+@pytest.mark.parametrize("how", ["copied", "ahead", "standing"])
+def test_what_is_read_stays_shared(tmp_path: Path, how: str, frames: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages that parent and child share by fork are not there twice because they have been saved."""
+    if how == "ahead" and not writes.can_be_told():
+        pytest.skip("this kernel does not tell which pages have been written")
+    story = vars(sys.modules["torpor.checkpoint"])
+    monkeypatch.setitem(story, "WORTH_SAVING_AHEAD", 1 if how == "ahead" else 1 << 62)
+    monkeypatch.setitem(story, "HUGE", 1 << 62)
+    if how == "standing":
+        monkeypatch.setitem(story, "WORTH_A_COPY", 1 << 62)
+    if frames == "hidden":  # as for an ordinary user: then pages are compared by what they hold
+        monkeypatch.setattr(pagemap, "pfns", lambda *_: None)
+    command = [sys.executable, "-c", FORKED]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null, cwd="/", start_new_session=True) as popen:
+        try:
+            assert popen.stdout and popen.stdout.readline()
+            tree = [popen.pid, *descendants(popen.pid)]
+            before = [shared_with_others(pid) for pid in tree]
+            assert len(tree) == 2 and min(before) > 32 << 20
+            torpor.checkpoint(popen.pid, tmp_path / "image")
+            assert all(now > then - (4 << 20) for now, then in zip(map(shared_with_others, tree), before, strict=True))
+        finally:
+            os.killpg(popen.pid, signal.SIGKILL)

@@ -59,31 +59,34 @@ def save(
     They are watched from now on: what they have written since, `tracking` tells. Those that cannot be are left out. `stop` stops
     the tree they are of. Raises TorporError.
     """
-    own_pids = {}
+    every = []
     with stop() as tree:
-        for process in tree.alive():
-            if process.pid in pids:
+        relatives = tree.relatives()
+        for frozen in tree.alive():
+            if frozen.pid in pids:
                 with Held():
-                    _ask_for_actions(process, tree)
-                    if tracking.begin(process, tree):
-                        own_pids[process.pid] = process.own_pid
-    every = [
-        Ahead(Process(pid, own_pid), Drafted(saving.add(Draft(id=saving.new_id()))), pages, tracking)
-        for pid, own_pid in own_pids.items()
-    ]
-    for each in every:
-        each.look()
-    active = every
-    for _ in range(ROUNDS):
-        with stop():
-            pass
-        for each in active:
-            each.save()
+                    _ask_for_actions(frozen, tree)
+                    if tracking.begin(frozen, tree):
+                        process = Process(frozen.pid, frozen.own_pid)
+                        process.shares = frozen.pid in relatives
+                        every.append(Ahead(process, Drafted(saving.add(Draft(id=saving.new_id()))), pages, tracking))
+    try:
         for each in every:
             each.look()
-        active = [each for each in active if each.of_use and each.lost() > LITTLE]
-        if not active:
-            break
+        active = every
+        for _ in range(ROUNDS):
+            with stop():
+                pass
+            for each in active:
+                each.save()
+            for each in every:
+                each.look()
+            active = [each for each in active if each.of_use and each.lost() > LITTLE]
+            if not active:
+                break
+    finally:
+        for each in every:
+            each.process.close()
     for each in every:
         each.forget()
         each.known = each.drafted.known()

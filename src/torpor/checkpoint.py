@@ -313,10 +313,9 @@ class _Checkpoint:
             for process in self.tree.alive():
                 self.told[process.pid] = self.question(process)
         self.write_descriptors()
-        for process in self.tree.alive():
-            if process.parent and not process.parent.zombie:
-                self.relatives |= {process.pid, process.parent.pid}
+        self.relatives = self.tree.relatives()
         for process in self.tree.processes:
+            process.shares = process.pid in self.relatives
             self.write_process(process)
         self.write_contents()
 

@@ -418,7 +418,7 @@ def chunks(runs: Sequence[PageRun], size: int) -> Iterator[Chunk]:
 
 def _read(source: Process, chunk: Chunk, buffer: mmap | memoryview) -> None:
     """Read a chunk into the beginning of `buffer`. Raises OSError."""
-    if chunk.readable:
+    if chunk.readable and not source.shares:
         memory.read_into(source.pid, chunk.runs, ctypes.addressof(ctypes.c_char.from_buffer(buffer)), chunk.size)
         return
     view, at = memoryview(buffer), 0

@@ -140,19 +140,21 @@ def _same(parent: Parent, child: int, pagemaps: tuple[int, int], address: int, l
 
 
 def _same_by_contents(parent: int, child: int, address: int, length: int) -> Iterator[tuple[int, int]]:
-    """The runs of pages that hold the same bytes in both processes."""
-    at, end = address, address + length
-    while at < end:
-        size = min(_WINDOW, end - at)
-        try:
-            left, right = memoryview(memory.read(parent, at, size)), memoryview(memory.read(child, at, size))
-        except OSError:  # not readable: kept apart
-            at += size
-            continue
-        if left == right:
-            yield at, size
-        else:
-            for page in range(0, size, PAGE):
-                if left[page : page + PAGE] == right[page : page + PAGE]:
-                    yield at + page, PAGE
-        at += size
+    """The runs of pages that hold the same bytes in both processes, and are shared no less for having been read."""
+    mems = memory.open_mem(parent), memory.open_mem(child)
+    try:
+        for at in range(address, address + length, _WINDOW):
+            size = min(_WINDOW, address + length - at)
+            try:
+                left, right = (memoryview(os.pread(mem, size, at)) for mem in mems)
+            except OSError:  # not readable: kept apart
+                continue
+            if left == right:
+                yield at, len(left)
+            else:
+                for page in range(0, min(len(left), len(right)), PAGE):
+                    if left[page : page + PAGE] == right[page : page + PAGE]:
+                        yield at + page, PAGE
+    finally:
+        for mem in mems:
+            os.close(mem)

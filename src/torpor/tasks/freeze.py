@@ -174,6 +174,11 @@ class FrozenTree:
         """Every process that is not a zombie."""
         return (process for process in self.processes if not process.zombie)
 
+    def relatives(self) -> set[int]:
+        """The ids of the processes whose parent or a child of which is in the tree, alive: they may share pages."""
+        families = ((each, each.parent) for each in self.alive() if each.parent and not each.parent.zombie)
+        return {process.pid for family in families for process in family}
+
     def killed(self) -> int:
         """The id of a process that has been killed since it was stopped; 0: there is none."""
         return next((process.pid for process in self.alive() if procfs.is_ending(process.pid)), 0)

@@ -45,6 +45,7 @@ class Copy(Process):
     def __init__(self, pid: int, maker: Remote) -> None:
         super().__init__(pid, maker.thread.process.own_pid)
         self.arch, self._maker = maker.arch, maker
+        self.shares = True
 
     def part(self) -> None:
         """Have it give up what it shares with the program, which may be running again. Raises OSError: it has been killed.

@@ -14,16 +14,21 @@ if TYPE_CHECKING:
 class Process:
     """A thread group. `pid` is its id here, `own_pid` the one in its own pid namespace."""
 
-    __slots__ = ("_mem", "arch", "lent_to", "own_pid", "pid")
+    __slots__ = ("_mem", "arch", "lent_to", "own_pid", "pid", "shares")
 
     arch: Arch
     lent_to: object
     """Whose code lies in the process's memory at the moment (a tasks.remote.Remote)."""
+    shares: bool
+    """Whether it shares pages with others by fork. Who reads one by process_vm_readv(2) pins it, and for that the kernel makes a
+    copy of it (mm/gup.c, gup_must_unshare()): it takes twice as long, and the memory is there twice. /proc/PID/mem does not pin.
+    """
 
     def __init__(self, pid: int, own_pid: int) -> None:
         self.pid, self.own_pid = pid, own_pid
         self._mem = -1
         self.lent_to = None
+        self.shares = False
 
     @property
     def mem(self) -> int:
