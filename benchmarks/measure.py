@@ -186,6 +186,8 @@ class Bench:
             copy.unlink()
             for name, word in zip(("raw_out", "raw_out_synced"), said.split(), strict=True):
                 samples.add(name, int(word))
+            copied = self.run([str(self.raw), "fork", str(case.memory), *["huge"] * case.huge])
+            samples.add("raw_fork", int(copied.out))
 
         steps: list[tuple[str, Callable[[], None]]] = [
             ("command", partial(command, "command", self.python.torpor(*words))),
@@ -311,7 +313,7 @@ def build(name: str, directory: Path) -> Path:
 
 def obstacle(case: Case, directory: Path) -> str:
     """Why a case cannot be measured on this machine, or ""."""
-    needed = 2 * case.memory + 64 * MIB  # the image beside a raw copy; the program beside its copy or a raw restart
+    needed = 2 * case.memory + 64 * MIB  # the image beside a raw copy; the program beside its copy, or another one
     if shutil.disk_usage(directory).free < needed:
         return f"needs {needed // MIB} MiB on the disk"
     if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < needed:

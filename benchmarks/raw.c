@@ -2,6 +2,8 @@
  *
  *     raw out PID ADDRESS REGION LENGTH FILE   process_vm_readv by one thread, write by another: time until all is
  *                                            written, time until it is on disk (fsync)
+ *     raw fork LENGTH [huge]                   fork of a process with so much memory of its own: the shortest stop in which the
+ *                                            kernel can copy it
  *     raw in FILE LENGTH                       first touch of fresh memory + read from the page cache
  *     raw touch LENGTH                         first touch of fresh memory; prints nothing
  *
@@ -17,6 +19,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -112,20 +115,37 @@ static int in(const char *path, size_t length)
     return 0;
 }
 
-static int touch(size_t length)
+static int touch(size_t length, int advice)
 {
     char *data = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED)
         die("mmap");
+    if (madvise(data, length, advice) && advice == MADV_HUGEPAGE)
+        die("madvise");
     for (size_t done = 0; done < length; done += (size_t)sysconf(_SC_PAGESIZE))
         data[done] = 1;
     return 0;
 }
 
+static int copy(size_t length, int advice)
+{
+    touch(length, advice);
+    uint64_t start = now();
+    pid_t child = fork();
+    if (child < 0)
+        die("fork");
+    if (!child)
+        _exit(0);
+    printf("%llu\n", (unsigned long long)(now() - start));
+    return waitpid(child, NULL, 0) != child;
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 3 && !strcmp(argv[1], "touch"))
-        return touch(strtoull(argv[2], NULL, 10));
+        return touch(strtoull(argv[2], NULL, 10), MADV_NORMAL);
+    if ((argc == 3 || argc == 4) && !strcmp(argv[1], "fork"))
+        return copy(strtoull(argv[2], NULL, 10), argc == 4 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     if (argc == 7 && !strcmp(argv[1], "out"))
         return out(atoi(argv[2]), strtoull(argv[3], NULL, 10), strtoull(argv[4], NULL, 10), strtoull(argv[5], NULL, 10), argv[6]);
     if (argc == 4 && !strcmp(argv[1], "in"))

@@ -53,6 +53,7 @@ PAUSE: list[Column] = [
     ("in the stop", time_of("checkpoint_served_in_stop")),
     ("stop-and-copy", time_of("checkpoint_standing_stopped")),
     ("(stolen)", time_of("checkpoint_command_stolen")),
+    ("(fork alone)", time_of("raw_fork")),
     ("(raw copy)", time_of("raw_out_stopped")),
     ("(alone)", time_of("undisturbed")),
     ("stop-and-copy/stood still", ratio("checkpoint_standing_stopped", "checkpoint_command_stopped")),

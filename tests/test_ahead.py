@@ -22,6 +22,7 @@ from tests.conftest import FULL, SEED, SRC
 from tests.test_parent import goes_on, is_right, program
 from torpor import ahead
 from torpor.arch.waits import NO_LIMIT
+from torpor.image.chain import sources
 from torpor.image.format import Draft, EarlierPages, Pages
 from torpor.image.known import Drafted
 from torpor.linux import procfs, writes
@@ -159,6 +160,7 @@ def test_zeros_in_the_place_of_what_was_inherited(tmp_path: Path) -> None:
     assert drafts(image) > 6 * MIB
     with torpor.open_image(image) as opened:
         assert any(space.base for space in opened.of(Mm)), "the child does not begin as a fork"
+        assert sources(opened).keys() == {space.id for space in opened.of(Mm)}  # and nothing is a draft's
     restarted = torpor.restart(image)
     stop.touch()
     assert restarted.wait() == 0

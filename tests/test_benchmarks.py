@@ -28,7 +28,7 @@ FIGURES = {
     "checkpoint_mechanism_fsync_file", "checkpoint_mechanism_fsync_directory", "checkpoint_mechanism_without_fsync", "peak_rss",
     "restart_command", "restart_served", "restart_mechanism",
     "restart_command_running", "restart_served_running", "restart_mechanism_running",
-    "raw_out", "raw_out_synced", "raw_in", "undisturbed", "image_bytes",
+    "raw_out", "raw_out_synced", "raw_fork", "raw_in", "undisturbed", "image_bytes",
 }  # fmt: skip
 
 

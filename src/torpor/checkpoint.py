@@ -1,9 +1,10 @@
 """The story of a checkpoint: look, refuse or stop, describe, let go, copy.
 
-What can be learned from /proc is learned before the stop; then the tree is frozen, and every object kind describes what it sees
-as records. The kernel makes a copy of each process's memory, copy-on-write (tasks/snapshot.py), the tree is let go, and the pages
-follow from the copies. Where there is no copy, or none is worth while, they come from the processes themselves, which stand still
-so long. Nothing appears under the image's name before all of it is there.
+What can be learned from /proc is learned before the stop, and much memory is saved before it (ahead.py); then the tree is frozen,
+and every object kind describes what it sees as records. If little memory is left to be saved, it is read at once; else the kernel
+makes a copy of it, copy-on-write (tasks/snapshot.py), the tree is let go, and the pages follow from the copies. Where there is no
+copy, they come from the processes themselves, which stand still so long. Nothing appears under the image's name before all of it
+is there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torpor.objects import memory as memory_objects
 from torpor.objects.files import events
 from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
-from torpor.pages import READ_AHEAD, TWO_THREADS, PageWriter, room_for
+from torpor.pages import READ_AHEAD, TWO_THREADS, PageWriter
 from torpor.tasks import snapshot
 from torpor.tasks.remote import Remote, quiet_signal, take_code_away
 from torpor.tasks.sleeping import Waits
@@ -121,8 +122,9 @@ def _checkpoint(
     with ImageWriter.open(output, later=True) as writer:  # to check and pack records takes as long as to make them
         saving = Saving(writer, here.code)
         large = [] if earlier or not writer.can_amend else _worth_saving_ahead(mappings)
-        pages = PageWriter(saving, progress, room_for(READ_AHEAD if large else little), level, earlier)
+        pages = PageWriter(saving, progress, level, earlier)
         if not large:
+            pages.make_room(little)
             return _stop_and_save(pid, kill, absent, _Work(saving, pages, here, mappings, tracking))
         from torpor import ahead
         from torpor.tasks.tracking import Tracking
@@ -138,6 +140,7 @@ def _checkpoint(
             saved = ahead.save(saving, pages, watching, large, stop)
             now = preflight.survey(pid, absent)
             here.look(now)
+            pages.make_room(READ_AHEAD)
             return _stop_and_save(pid, kill, absent, _Work(saving, pages, here, now, watching, saved, alone=not tracking))
         finally:
             if watching is not tracking:

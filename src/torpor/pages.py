@@ -87,23 +87,15 @@ class Selection:
                 kept.setdefault(source, []).append((start, length, offset))
 
 
-def room_for(size: int) -> memoryview:
-    """Memory for about `size` bytes of pages that are read ahead, all of it there: to get it takes as long as to fill it."""
-    return memoryview(bytearray(b"-") * min(size, READ_AHEAD))
-
-
 class PageWriter:
     """Writes pages behind the records of the address spaces that they belong to.
 
-    `level`: that of compression (zstd), 0 for none. `parent`: the earlier image in which pages may be found. `room`: where what is
-    read ahead is kept, as far as there is room (room_for).
+    `level`: that of compression (zstd), 0 for none. `parent`: the earlier image in which pages may be found.
     """
 
-    def __init__(
-        self, saving: Saving, progress: Progress | None, room: memoryview, level: int = 0, parent: Parent | None = None
-    ) -> None:
+    def __init__(self, saving: Saving, progress: Progress | None, level: int = 0, parent: Parent | None = None) -> None:
         self._saving, self._writer, self._progress = saving, saving.writer, progress
-        self._room = self._left = room
+        self._room = self._left = memoryview(b"")
         self._level, self._parent = level, parent
         self.known = dict(parent.known) if parent else {}
         """By the id that a process knows itself by, what is in an image of its memory."""
@@ -116,6 +108,14 @@ class PageWriter:
         self._read: list[tuple[Callable[[], _Job], list[tuple[Chunk, memoryview]]]] = []
         """What has been read and not written yet. A job is made when it begins: it may need memory of its own."""
         self._read_bytes = 0
+
+    def make_room(self, size: int) -> None:
+        """Before a stop: have memory for about `size` bytes of pages that are read in it, all of it there.
+
+        To get it takes as long as to fill it. It is not there beside that of what has been written until now.
+        """
+        self._buffers.clear()
+        self._room = self._left = memoryview(bytearray(b"-") * min(size, READ_AHEAD))
 
     def select(self, source: Process, runs: Sequence[PageRun], written: Sequence[tuple[int, int]] | None) -> Selection:
         """Which of the pages `runs` (mapping, address, bytes) of a process or its copy are to be read.

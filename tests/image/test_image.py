@@ -112,6 +112,47 @@ def test_data_of_any_length_in_any_pieces(tmp_path_factory: Any, chunks: list[li
     assert read == [b"".join(buffers) for buffers in chunks]
 
 
+def test_a_header_that_is_written_anew(path: Path) -> None:
+    """It may tell of an instant that has come after data was written: the image is the same as if it had been the first word."""
+    noise = [os.urandom(4096), os.urandom(1 << 19)]  # the second goes beyond what is collected before it is written
+    later = header()
+    later.realtime, later.monotonic = later.realtime + 5, 1 << 50
+    images = []
+    for first in (header(), later):
+        with ImageWriter.open(path) as image:
+            image.add(first)
+            image.add(SampleObject(id=1, size=1))
+            image.add_data(pages(1, (0, 4096)), [noise[0]])
+            image.add_data(pages(1, (4096, 1 << 19)), [noise[1]])
+            if first is not later:
+                assert image.can_amend
+                image.amend(later)
+            image.finish()
+        images.append(path.read_bytes())
+        with Image.open(path) as read:
+            read.verify_data()
+            assert read.header.monotonic == 1 << 50
+    assert images[0] == images[1]
+
+
+def test_a_header_that_cannot_be_written_anew(path: Path) -> None:
+    """Not before there is one, not by a longer one, and not in a pipe: that would be a bug of the caller."""
+    with ImageWriter.open(path) as image:
+        with pytest.raises(ValueError, match="cannot take the place"):
+            image.amend(header())
+        image.add(header())
+        longer = header()
+        longer.host = "somewhere, and behind it"
+        with pytest.raises(ValueError, match="cannot take the place"):
+            image.amend(longer)
+    receive, send = os.pipe()
+    with open(receive, "rb"), open(send, "wb"), ImageWriter.open(send) as image:
+        image.add(header())
+        assert not image.can_amend
+        with pytest.raises(ValueError, match="cannot take the place"):
+            image.amend(header())
+
+
 def test_a_chunk_of_many_pages_goes_out_in_many_pieces(path: Path) -> None:
     """More buffers than one writev takes (IOV_MAX), each from its own place, reused for the next chunk."""
     buffer = bytearray(os.urandom(MAX_CHUNK))

@@ -11,7 +11,7 @@ import stat
 
 from torpor.errors import BadImage, NoPermission, Obstacle
 
-from .format import CompressedPages, EarlierPages, Pages, ParentImage
+from .format import CompressedPages, Draft, EarlierPages, Pages, ParentImage
 from .reader import Image
 
 ALTERED = "restore the file as it was, or take a new checkpoint"
@@ -104,8 +104,9 @@ def _fault(image: Image, pages: EarlierPages) -> str | None:
 def sources(image: Image) -> dict[int, list[Source]]:
     """For each address space, where its pages lie; what came before is left out unless `open_parents` has found it in order."""
     found: dict[int, list[Source]] = {}
+    drafts = {draft.id for draft in image.of(Draft)}  # what of them counts is among the EarlierPages
     for chunk, (record, _) in enumerate(image.chunks):
-        if isinstance(record, Pages):
+        if isinstance(record, Pages) and record.owner not in drafts:
             runs, at = [], 0
             for start, length in record.runs:
                 runs.append((start, length, at))
