@@ -302,10 +302,10 @@ def test_memory_that_goes_while_it_is_saved(tmp_path: Path, monkeypatch: pytest.
 WAITS = """
 import os, select, sys, threading, time
 memory = bytearray(os.urandom(1 << 20)) * 64
-def sleep(): time.sleep(2)
-def poll(): select.poll().poll(2000)
-def epoll(): select.epoll().poll(2)
-def event(): threading.Event().wait(2)
+def sleep(): time.sleep(4)
+def poll(): select.poll().poll(4000)
+def epoll(): select.epoll().poll(4)
+def event(): threading.Event().wait(4)
 def measured(wait):
     begun = time.monotonic()
     wait()
@@ -322,16 +322,16 @@ def test_waits_last_as_long_as_they_are_to(tmp_path: Path) -> None:
     with running(WAITS) as popen:
         begun = time.monotonic()
         for number in range(3):
-            time.sleep(0.3)
+            time.sleep(0.9)
             torpor.checkpoint(popen.pid, tmp_path / str(number))
             passed = time.monotonic() - begun
         assert popen.stdout
         lasted = {name: float(seconds) for name, seconds in (line.split() for line in popen.stdout)}
     assert lasted.keys() == {"sleep", "poll", "epoll", "event"}
-    assert all(1.99 < seconds < 2.6 for seconds in lasted.values()), lasted
+    assert all(3.99 < seconds < 5.5 for seconds in lasted.values()), lasted  # begun anew at the last stop, they would last 6.9
     with torpor.open_image(tmp_path / "2") as image:
         left = [thread.left / 1e9 for thread in image.of(Thread) if thread.call >= 0 and thread.left < NO_LIMIT]
-    assert len(left) >= 2 and all(abs(2 - passed - seconds) < 0.3 for seconds in left), (passed, left)
+    assert len(left) >= 2 and all(abs(4 - passed - seconds) < 0.6 for seconds in left), (passed, left)
 
 
 @pytest.mark.parametrize("run", range(20 if FULL else 6))
