@@ -20,7 +20,7 @@ from torpor.linux.signals import Held
 from torpor.objects import asking, signals
 from torpor.objects import memory as memory_objects
 from torpor.pages import READ_AHEAD, divided
-from torpor.tasks.remote import Remote, quiet_signal, take_code_away
+from torpor.tasks.remote import ByLeader
 from torpor.tasks.task import Process
 
 TYPE_CHECKING = False
@@ -63,13 +63,15 @@ def save(
     with stop() as tree:
         relatives = tree.relatives()
         for frozen in tree.alive():
-            if frozen.pid in pids:
-                with Held():
-                    _ask_for_actions(frozen, tree)
-                    if tracking.begin(frozen, tree):
-                        process = Process(frozen.pid, frozen.own_pid)
-                        process.shares = frozen.pid in relatives
-                        every.append(Ahead(process, Drafted(saving.add(Draft(id=saving.new_id()))), pages, tracking))
+            if frozen.pid not in pids:
+                continue
+            with Held():
+                _ask_for_actions(frozen, tree)
+                watched = tracking.begin(frozen, tree)
+            if watched:
+                process = Process(frozen.pid, frozen.own_pid)
+                process.shares = frozen.pid in relatives
+                every.append(Ahead(process, Drafted(saving.add(Draft(id=saving.new_id()))), pages, tracking))
     try:
         for each in every:
             each.look()
@@ -96,25 +98,22 @@ def save(
 def _ask_for_actions(process: FrozenProcess, tree: FrozenTree) -> None:
     """Where the kernel has forgotten how an interrupted call ends, when we have had calls made: see what it went by."""
     if process.arch.rewinds:
-        try:
-            with Remote(process.leader, process.padding, process.hole, signal=quiet_signal(process.leader.status)) as remote:
-                (actions,) = asking.ask(remote, signals.ask(remote))
-            tree.lost_signals += [(process.pid, signal) for signal in remote.suppressed]
-        finally:
-            take_code_away(process, process.padding)
+        with ByLeader(process, tree) as remote:
+            (actions,) = asking.ask(remote, signals.ask(remote))
         process.restarting = signals.restarting(actions)
 
 
 class Ahead:
     """A process of which memory is saved while it runs.
 
-    `drafted` and `known` are what has been saved; `of_use` is False when the program changes it faster than that.
+    `drafted` and `known` are what has been saved, and `tracking` tells what has been written since; `of_use` is False when the
+    program changes it faster than that.
     """
 
     known: Known
 
     def __init__(self, process: Process, drafted: Drafted, pages: PageWriter, tracking: Tracking) -> None:
-        self.process, self.drafted, self._pages, self._tracking = process, drafted, pages, tracking
+        self.process, self.drafted, self.tracking, self._pages = process, drafted, tracking, pages
         self._mappings: list[MappedRange] = []
         """Those that may have pages of its own, as they were when they were looked at last."""
         self.watched = self.of_use = True
@@ -125,13 +124,13 @@ class Ahead:
 
     def look(self) -> None:
         """See what has been written since the last look."""
+        pid = self.process.pid
         try:
-            mappings = procfs.maps(self.process.pid)
-        except OSError:  # it has just ended
-            mappings = []
-        # What the program has mapped since is in one of its own, for it is not watched, and all of that counts as written.
-        self._mappings = [mapping for mapping in mappings if not (mapping.shared or memory_objects.of_kernel(mapping))]
-        found = self._tracking.look(self.process.pid, self._mappings) if self.watched else None
+            # What the program has mapped since is in one of its own, for it is not watched, and all of that counts as written.
+            self._mappings = [mapping for mapping in procfs.maps(pid) if memory_objects.private(mapping)]
+        except OSError:  # it has just ended, and that `tracking` will tell
+            self._mappings = []
+        found = self.tracking.look(pid, self._mappings)
         if found is None:
             self.watched = self.of_use = False
         else:

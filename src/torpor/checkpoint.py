@@ -28,7 +28,7 @@ from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
 from torpor.pages import READ_AHEAD, TWO_THREADS, PageWriter
 from torpor.tasks import snapshot
-from torpor.tasks.remote import Remote, quiet_signal, take_code_away
+from torpor.tasks.remote import ByLeader, Remote, quiet_signal, take_code_away
 from torpor.tasks.sleeping import Waits
 from torpor.tasks.stopping import Brief, frozen
 
@@ -135,13 +135,13 @@ def _checkpoint(
             writer.add(here.header(min(ARCHITECTURES), pid, time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
 
             def stop() -> Brief:
-                return Brief(pid, absent, list(mappings), lambda pid: here.clock_offsets(pid)[0])
+                return Brief(pid, absent, mappings, lambda pid: here.clock_offsets(pid)[0])
 
             saved = ahead.save(saving, pages, watching, large, stop)
             now = preflight.survey(pid, absent)
             here.look(now)
             pages.make_room(READ_AHEAD)
-            return _stop_and_save(pid, kill, absent, _Work(saving, pages, here, now, watching, saved, alone=not tracking))
+            return _stop_and_save(pid, kill, absent, _Work(saving, pages, here, now, tracking, saved))
         finally:
             if watching is not tracking:
                 watching.close()
@@ -194,8 +194,8 @@ def _refuse_a_lost(copy: snapshot.Copy, error: Exception | None) -> None:
 class _Work:
     """What a checkpoint brings to the stop: how the image is written, and what has been seen and saved before.
 
-    `tracking` knows what has been written since the parent image, or since memory was `saved` ahead (by process id); `alone`: it is
-    only for that.
+    `tracking` is the caller's, and knows what has been written since the parent image. `saved`: by process id, what has been saved
+    ahead; None if no record has been written yet.
     """
 
     def __init__(
@@ -206,11 +206,9 @@ class _Work:
         mappings: dict[int, list[MappedRange]],
         tracking: Tracking | None,
         saved: Mapping[int, Ahead] | None = None,
-        *,
-        alone: bool = False,
     ) -> None:
         self.saving, self.pages, self.here, self.mappings = saving, pages, here, mappings
-        self.tracking, self.saved, self.alone = tracking, saved, alone
+        self.tracking, self.saved = tracking, saved
 
 
 class _Here:
@@ -238,7 +236,6 @@ class _Here:
         """How far a process's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of torpor's own, in ns (time namespaces)."""
         monotonic, boottime = procfs.timens_offsets(pid)
         return monotonic - self._offsets[0], boottime - self._offsets[1]
-
 
     def header(self, architecture: int, root: int, stopped: int) -> Header:
         """The image's header (R-B1), if the process `root` was `stopped` at that time (ns, CLOCK_MONOTONIC)."""
@@ -454,7 +451,8 @@ class _Checkpoint:
         if parent.pid not in self.parents:
             self.parents[parent.pid] = cow.Parent(parent.pid, before, self.all_pages[parent.pid])
         alike = cow.kept(self.parents[parent.pid].keys, now)
-        heritage = cow.compare(self.parents[parent.pid], process.pid, self.pages[process.pid], alike)
+        mems = parent.mem, process.mem
+        heritage = cow.compare(self.parents[parent.pid], process.pid, self.pages[process.pid], alike, mems)
         if heritage.shared or sharing:
             self.heirs.add(process.pid)
             space.base = self.saving.known(("mm", parent.pid))
@@ -527,15 +525,15 @@ class _Checkpoint:
             large = self.sizes[process.pid] >= WORTH_A_COPY
             if large:
                 self.find_written(process)
-            if large and self.write_little(process):
-                continue
-            if large and not against:
-                try:
-                    with Held():
-                        self.copies[process.pid] = self.copy_of(process)
-                except snapshot.NoCopy as error:
-                    against = str(error)
-            stood |= large and process.pid not in self.copies
+                if self.write_little(process):
+                    continue
+                if not against:
+                    try:
+                        with Held():
+                            self.copies[process.pid] = self.copy_of(process)
+                    except snapshot.NoCopy as error:
+                        against = str(error)
+                stood |= process.pid not in self.copies
             self.write_pages(process.pid, process, _uncopied if process.pid in self.copies else _any)
         self.note_guards(self.unguarded.keys() - self.copies.keys())
         self.why_not_copied = against if stood else ""
@@ -544,8 +542,9 @@ class _Checkpoint:
 
     def find_written(self, process: FrozenProcess) -> None:
         """Find out what a process has written since its memory was last saved."""
-        tracking, saved = self.work.tracking, self.saved_ahead(process)
-        if not tracking or (self.work.alone and not saved):
+        saved = self.saved_ahead(process)
+        tracking = saved.tracking if saved else self.work.tracking
+        if not tracking:
             return
         with Held():
             written = tracking.since(process, self.private_mappings(process), self.tree)
@@ -587,7 +586,7 @@ class _Checkpoint:
 
     def private_mappings(self, process: FrozenProcess) -> list[MappedRange]:
         """The mappings of a process whose pages may be its own."""
-        return [m for m in self.mappings[process.pid] if not (m.shared or memory_objects.of_kernel(m))]
+        return [mapping for mapping in self.mappings[process.pid] if memory_objects.private(mapping)]
 
     def against_copies(self) -> str:
         """What speaks against copies of memory, in words; nothing, as a rule."""
@@ -603,14 +602,8 @@ class _Checkpoint:
 
     def copy_of(self, process: FrozenProcess) -> snapshot.Copy:
         """Have the kernel make one. Raises NoCopy."""
-        leader = process.leader
-        try:
-            with Remote(leader, process.padding, process.hole, signal=quiet_signal(leader.status)) as remote:
-                copy = snapshot.take(remote)
-            self.tree.lost_signals += [(process.pid, signal) for signal in remote.suppressed]
-        finally:
-            take_code_away(process, process.padding)
-        return copy
+        with ByLeader(process, self.tree) as remote:
+            return snapshot.take(remote)
 
     def write_rest(self) -> None:
         """The registers, the pages in the copies, and what has been read before; the program may be running."""
@@ -639,7 +632,7 @@ class _Checkpoint:
         theirs = [mapping for mapping in procfs.smaps(copy.pid) if "wf" not in mapping.flags]
         starts = [mapping.start for mapping in theirs]
         for mapping in self.mappings[pid]:
-            if mapping.shared or _uncopied(mapping) or memory_objects.of_kernel(mapping):
+            if _uncopied(mapping) or not memory_objects.private(mapping):
                 continue
             index = bisect_right(starts, mapping.start) - 1
             if index < 0 or theirs[index].end < mapping.end:

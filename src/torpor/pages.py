@@ -10,7 +10,7 @@ import ctypes
 import os
 from _thread import allocate_lock
 
-from torpor.image.format import MAX_CHUNK, CompressedPages, EarlierPages, Pages
+from torpor.image.format import MAX_CHUNK, CompressedPages, EarlierPages, Pages, laid_out
 from torpor.image.format import parts as in_parts
 from torpor.image.writer import hash_of
 from torpor.linux import memory
@@ -280,7 +280,7 @@ class PageWriter:
                 number = self._writer.chunks
                 self._written[key] = number, self._writer.add_data(record, data, hashed=hashed)
             elif not job.draft:
-                self._writer.add(_earlier(job.owner, 0, number, _laid_out(kept)))
+                self._writer.add(_earlier(job.owner, 0, number, laid_out(kept)))
             job.note(number, chunk.runs, kept)
 
     def _refer(self, job: _Job) -> None:
@@ -294,15 +294,6 @@ class PageWriter:
         self._done += chunk.size
         if self._progress:
             self._progress(self._done, self._total)
-
-
-def _laid_out(runs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """The runs (address, bytes) with where each begins, when they lie one behind the other."""
-    found, at = [], 0
-    for start, length in runs:
-        found.append((start, length, at))
-        at += length
-    return found
 
 
 def _earlier(owner: int, image: int, chunk: int, runs: list[tuple[int, int, int]]) -> EarlierPages:

@@ -11,7 +11,7 @@ import stat
 
 from torpor.errors import BadImage, NoPermission, Obstacle
 
-from .format import CompressedPages, Draft, EarlierPages, Pages, ParentImage
+from .format import CompressedPages, Draft, EarlierPages, Pages, ParentImage, laid_out
 from .reader import Image
 
 ALTERED = "restore the file as it was, or take a new checkpoint"
@@ -107,11 +107,7 @@ def sources(image: Image) -> dict[int, list[Source]]:
     drafts = {draft.id for draft in image.of(Draft)}  # what of them counts is among the EarlierPages
     for chunk, (record, _) in enumerate(image.chunks):
         if isinstance(record, Pages) and record.owner not in drafts:
-            runs, at = [], 0
-            for start, length in record.runs:
-                runs.append((start, length, at))
-                at += length
-            found.setdefault(record.owner, []).append(Source(image, chunk, runs))
+            found.setdefault(record.owner, []).append(Source(image, chunk, laid_out(record.runs)))
     for pages in image.of(EarlierPages):
         if parent := image.parents.get(pages.image):
             found.setdefault(pages.owner, []).append(Source(parent, pages.chunk, pages.runs))

@@ -38,7 +38,7 @@ from .record import Record, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import ClassVar
 
 # As in PNG: a byte that no text has, the name, and a newline that a text-mode transfer would change.
@@ -198,8 +198,7 @@ class ParentImage(Record, type=0x0005):
 
 
 class Draft(Record, type=0x0008):
-    """Memory that was saved while the program ran. Of the pages it owns those count that `EarlierPages` name: the rest has changed.
-    """
+    """Memory that was saved while the program ran. Of its pages those count that `EarlierPages` name: the rest has changed."""
 
     id: int = ident("the draft")
 
@@ -252,6 +251,15 @@ def frame(record: Record) -> tuple[bytes, int]:
     framed = HEAD.pack(record.type_word, len(payload)) + payload
     crc = zlib.crc32(framed)
     return framed + TAIL.pack(crc, 0), crc
+
+
+def laid_out(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """The runs (address, bytes) with where each begins, in bytes, when they lie one behind the other."""
+    found, at = [], 0
+    for start, length in runs:
+        found.append((start, length, at))
+        at += length
+    return found
 
 
 def parts(start: int, length: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:

@@ -1,11 +1,10 @@
-"""Memory of a process that has been saved already: in an earlier image (parent.py), or in the one that is being written (ahead.py).
-"""
+"""Memory of a process that has been saved already: in an earlier image (parent.py), or in the one being written (ahead.py)."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 
-from .format import parts
+from .format import laid_out, parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,10 +80,8 @@ class Drafted:
 
     def note(self, chunk: int, read: Sequence[tuple[int, int]], kept: Sequence[tuple[int, int]]) -> None:
         """Of the runs (address, bytes) that were `read` those `kept` are the data of chunk `chunk`; the others are zeros."""
-        saved, at = Saved(chunk), 0
-        for start, length in kept:
-            self._places.append((start, start + length, saved, at))
-            at += length
+        saved = Saved(chunk)
+        self._places += [(start, start + length, saved, at) for start, length, at in laid_out(kept)]
         if kept is not read:
             ranges = [(start, start + length) for start, length in kept]
             self._places += [

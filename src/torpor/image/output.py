@@ -62,8 +62,13 @@ class Output:
         return False
 
     def rewrite(self, offset: int, data: bytes) -> None:
-        """Write other bytes in the place of those at `offset`."""
-        raise failure(self.name, "write the image", OSError(errno.ESPIPE, os.strerror(errno.ESPIPE)))
+        """Write other bytes in the place of those at `offset`. Only where that can be had (`can_rewrite`)."""
+        try:
+            while data:
+                written = os.pwrite(self.fd, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise failure(self.name, "write the image", error) from error
 
     def commit(self) -> None:
         """Everything is written: make it what the caller asked for."""
@@ -170,15 +175,6 @@ class File(Output):
                     return False
             offset += len(view)
         return True
-
-    def rewrite(self, offset: int, data: bytes) -> None:
-        """See Output.rewrite."""
-        try:
-            while data:
-                written = os.pwrite(self.fd, data, offset)
-                data, offset = data[written:], offset + written
-        except OSError as error:
-            raise failure(self.name, "write the image", error) from error
 
     def commit(self) -> None:
         try:

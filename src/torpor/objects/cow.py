@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 
-from torpor.linux import memory, pagemap
+from torpor.linux import pagemap
 from torpor.linux.libc import PAGE
 from torpor.objects.memory import LOCKED, LOCKONFAULT, attributes, has_file, special
 
@@ -75,8 +75,11 @@ class Parent:
         return self._frames[start, length]
 
 
-def compare(parent: Parent, child: int, child_runs: Runs, alike: set[tuple[int, int]]) -> Heritage:
-    """What of the pages of process `child` is still the parent's. `alike`: the mappings that both have (`kept`)."""
+def compare(parent: Parent, child: int, child_runs: Runs, alike: set[tuple[int, int]], mems: tuple[int, int]) -> Heritage:
+    """What of the pages of process `child` is still the parent's. `alike`: the mappings that both have (`kept`).
+
+    `mems`: the /proc/PID/mem of parent and child.
+    """
     theirs = [(address, length) for m, address, length in parent.runs if (m.start, m.end) in alike]
     whole = set(theirs)
     own: Runs = []
@@ -92,7 +95,7 @@ def compare(parent: Parent, child: int, child_runs: Runs, alike: set[tuple[int, 
             mine.append(run)
             at = address
             for start, size in [run] if run in whole else _overlaps(address, length, theirs):
-                for first, count in _same(parent, child, pagemaps, start, size):
+                for first, count in _same(parent, pagemaps, mems, start, size):
                     if first > at:
                         own.append((mapping, at, first - at))
                     at = first + count
@@ -129,32 +132,29 @@ def _without(runs: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iter
             yield at, address + length - at
 
 
-def _same(parent: Parent, child: int, pagemaps: tuple[int, int], address: int, length: int) -> Iterator[tuple[int, int]]:
+def _same(
+    parent: Parent, pagemaps: tuple[int, int], mems: tuple[int, int], address: int, length: int
+) -> Iterator[tuple[int, int]]:
     """The runs (address, bytes) of pages that two processes share."""
     left, right = parent.frames(pagemaps[0], address, length), pagemap.pfns(pagemaps[1], address, address + length)
     if left is None or right is None:  # the kernel hides frame numbers (no CAP_SYS_ADMIN)
-        yield from _same_by_contents(parent.pid, child, address, length)
+        yield from _same_by_contents(mems, address, length)
         return
     for first, count in pagemap.same_frames(left, right):
         yield address + first * PAGE, count * PAGE
 
 
-def _same_by_contents(parent: int, child: int, address: int, length: int) -> Iterator[tuple[int, int]]:
+def _same_by_contents(mems: tuple[int, int], address: int, length: int) -> Iterator[tuple[int, int]]:
     """The runs of pages that hold the same bytes in both processes, and are shared no less for having been read."""
-    mems = memory.open_mem(parent), memory.open_mem(child)
-    try:
-        for at in range(address, address + length, _WINDOW):
-            size = min(_WINDOW, address + length - at)
-            try:
-                left, right = (memoryview(os.pread(mem, size, at)) for mem in mems)
-            except OSError:  # not readable: kept apart
-                continue
-            if left == right:
-                yield at, len(left)
-            else:
-                for page in range(0, min(len(left), len(right)), PAGE):
-                    if left[page : page + PAGE] == right[page : page + PAGE]:
-                        yield at + page, PAGE
-    finally:
-        for mem in mems:
-            os.close(mem)
+    for at in range(address, address + length, _WINDOW):
+        size = min(_WINDOW, address + length - at)
+        try:
+            left, right = (memoryview(os.pread(mem, size, at)) for mem in mems)
+        except OSError:  # not readable: kept apart
+            continue
+        if left == right:
+            yield at, len(left)
+        else:
+            for page in range(0, min(len(left), len(right)), PAGE):
+                if left[page : page + PAGE] == right[page : page + PAGE]:
+                    yield at + page, PAGE

@@ -121,6 +121,11 @@ def of_kernel(mapping: Mapping) -> bool:
     return special(mapping) or ignored(mapping)
 
 
+def private(mapping: Mapping) -> bool:
+    """Whether its pages may be the process's own."""
+    return not (mapping.shared or of_kernel(mapping))
+
+
 def has_file(mapping: Mapping) -> bool:
     """Whether there is a file under it, if only one without a number of its own."""
     return bool(mapping.inode) or mapping.path.startswith("/")
@@ -293,7 +298,7 @@ def own_pages(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[Mapping, 
     """(mapping, address, bytes) of every run of pages that the image must carry, ascending."""
     fd = pagemap.open(pid)
     try:
-        for places in _neighbours(mappings, lambda m: not (of_kernel(m) or m.shared)):
+        for places in _neighbours(mappings, private):
             # Of the pages that no file has private memory consists, and so one look is enough for what is a file's and what is not.
             # Which they are is written in each page's own structure: where there is no file, five times as long for nothing.
             files = any(has_file(mapping) for mapping in places)

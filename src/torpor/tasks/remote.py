@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from torpor.linux.procfs import Mapping, Status
-    from torpor.tasks.freeze import FrozenProcess
+    from torpor.tasks.freeze import FrozenProcess, FrozenTree
     from torpor.tasks.task import Process, Thread
 
     Call = Sequence[str | int]
@@ -549,6 +549,33 @@ class Remote:
         """Begin a call that does not return (exit_group, execveat)."""
         self.begin(call)
         ptrace.cont(self.thread.tid)
+
+
+class ByLeader:
+    """The first thread of a frozen process as a Remote, within a `with` block; after it nothing of ours is left in the process."""
+
+    def __init__(self, process: FrozenProcess, tree: FrozenTree) -> None:
+        leader = process.leader
+        self._tree, self._remote = tree, Remote(leader, process.padding, process.hole, signal=quiet_signal(leader.status))
+
+    def __enter__(self) -> Remote:
+        try:
+            return self._remote.__enter__()
+        except BaseException:
+            self._clean()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._remote.__exit__(kind, error, trace)
+            if kind is None:
+                pid = self._remote.thread.process.pid
+                self._tree.lost_signals += [(pid, signal) for signal in self._remote.suppressed]
+        finally:
+            self._clean()
+
+    def _clean(self) -> None:
+        take_code_away(self._remote.thread.process, self._remote.code_at)
 
 
 def make_place(process: FrozenProcess) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from torpor.linux import pagemap, pidfd, writes
-from torpor.tasks.remote import Remote, quiet_signal, take_code_away
+from torpor.tasks.remote import ByLeader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,21 +46,14 @@ class Tracking:
         """Make it possible to `look` at a stopped process from now on, running or not. False: it is not to be had."""
         if not writes.can_be_told():
             return False
-        self._forget(process.pid)
-        leader = process.leader
+        pid = process.pid
+        self._forget(pid)
         try:
-            with Remote(leader, process.padding, process.hole, signal=quiet_signal(leader.status)) as remote:
-                fd = remote.descriptor(("userfaultfd", writes.FLAGS), lambda number: pidfd.getfd(process.pid, number))
-            tree.lost_signals += [(process.pid, signal) for signal in remote.suppressed]
+            with ByLeader(process, tree) as remote:
+                self._watched[pid] = remote.descriptor(("userfaultfd", writes.FLAGS), lambda number: pidfd.getfd(pid, number))
+            writes.enable(self._watched[pid])
         except OSError:
-            return False
-        finally:
-            take_code_away(process, process.padding)
-        self._watched[process.pid] = fd
-        try:
-            writes.enable(fd)
-        except OSError:
-            self._forget(process.pid)
+            self._forget(pid)
             return False
         return True
 
