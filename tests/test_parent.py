@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -163,6 +165,9 @@ def is_right(image: Path, place: Path) -> None:
     restarted = torpor.restart(image, allow_changed=map(str, counters))
     goes_on(place, 5)
     (place / "stop").touch()
+    with open(os.pidfd_open(restarted.pid)) as ended:
+        if not select.select([ended], [], [], 60)[0]:
+            os.kill(restarted.pid, signal.SIGKILL)  # it waits for a child that it has not, or for itself
     status = restarted.wait()
     found = [path.read_text() for path in place.glob("bad.*")]
     assert (status, found) == (0, [])

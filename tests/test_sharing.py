@@ -13,9 +13,11 @@ import pytest
 
 import torpor
 import torpor.checkpoint
+from tests import test_parent
 from tests.torture.harness import descendants
 from torpor.errors import Unsupported
 from torpor.linux import kcmp, pagemap, writes
+from torpor.objects.memory import Mm
 
 # Two children; the second is made by the first, as its sibling, and shares with it what the flags say.
 PROGRAM = """
@@ -130,3 +132,14 @@ def test_what_is_read_stays_shared(tmp_path: Path, how: str, frames: str, monkey
             assert all(now > then - (4 << 20) for now, then in zip(map(shared_with_others, tree), before, strict=True))
         finally:
             os.killpg(popen.pid, signal.SIGKILL)
+
+
+def test_what_differs_is_told_by_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel hides which pages are the same: parent and child each go on with their own."""
+    monkeypatch.setattr(pagemap, "pfns", lambda *_: None)
+    image = tmp_path / "image"
+    with test_parent.program(tmp_path) as pid:
+        torpor.checkpoint(pid, image, kill=True)
+    with torpor.open_image(image) as opened:
+        assert any(space.base for space in opened.of(Mm)), "the child does not begin as a fork"
+    test_parent.is_right(image, tmp_path)

@@ -210,6 +210,15 @@ def news(tid: int) -> bool:
         return False
 
 
+def traced(tid: int) -> bool:
+    """Whether the task `tid` is the caller's tracee or child; whatever there is to be told of it can still be waited for."""
+    try:
+        os.waitid(os.P_PID, tid, WALL | os.WEXITED | os.WSTOPPED | os.WNOWAIT | os.WNOHANG)
+        return True
+    except ChildProcessError:
+        return False
+
+
 def wait_gone(tid: int) -> None:
     """Wait until the traced task `tid` has ended and been reaped."""
     while True:

@@ -221,7 +221,6 @@ class FrozenTree:
 
     def add(self, pid: int, parent: FrozenProcess | None) -> FrozenProcess:
         """Stop one process and all its threads."""
-        others = set(self._seized)
         while True:
             process = FrozenProcess(pid, parent)
             try:
@@ -231,22 +230,27 @@ class FrozenTree:
                     self._stop_all(process)
             except _Changed:
                 self._executed.add(pid)
-                self._begin_again(process, self._seized - others)
+                self._begin_again(process)
                 continue
             except BaseException:
-                self._begin_again(process, self._seized - others)
+                self._begin_again(process)
                 raise
             self.processes.append(process)
             return process
 
-    def _begin_again(self, process: FrozenProcess, tids: set[int]) -> None:
-        """Let those threads of a process go that have stopped; the others have been asked to, and stop when we look again."""
-        for tid in tids:
+    def _begin_again(self, process: FrozenProcess) -> None:
+        """Let those threads of a process go that have stopped; the others have been asked to, and stop when we look again.
+
+        Also what an earlier attempt has left: what stops twice tells of it once, and a thread whose stop has been heard of would
+        be waited for in vain.
+        """
+        for tid in self._seized - {thread.tid for thread in self.threads()}:
             try:
                 ptrace.detach(tid)
                 self._seized.discard(tid)
             except ProcessLookupError:
-                pass
+                if not ptrace.traced(tid):
+                    self._seized.discard(tid)
         process.close()
 
     def _add_zombie(self, process: FrozenProcess) -> None:
@@ -403,7 +407,7 @@ class FrozenTree:
                 status = ptrace.wait(tid, block=False)
             except ChildProcessError:
                 ours = False
-            if status is None and not (ours and waited == 0) and procfs.status(pid, tid).tracer_pid != os.getpid():
+            if status is None and not (ours and waited == 0) and not _traced_by_us(pid, tid):
                 # Another thread executes a program: it has become the first one of the process, or has made room for that.
                 self._seized.discard(tid)
                 raise _Changed
@@ -450,6 +454,14 @@ def _let_go(tid: int) -> None:
             ptrace.detach(tid, 0 if event else signal)
     except (ProcessLookupError, ChildProcessError):
         pass  # it has ended
+
+
+def _traced_by_us(pid: int, tid: int) -> bool:
+    """Whether there is such a thread in the process, and this process is its tracer."""
+    try:
+        return procfs.status(pid, tid).tracer_pid == os.getpid()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _let_run(pid: int, tid: int) -> None:
