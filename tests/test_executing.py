@@ -75,8 +75,9 @@ def _running(words: list[str], progress: Path) -> Iterator[subprocess.Popen[byte
         _await(progress, 10)
         yield popen
     finally:
-        os.kill(popen.pid, signal.SIGKILL)  # popen asks first how it is, which takes a stop for an end
-        popen.wait()
+        if popen.returncode is None:
+            os.kill(popen.pid, signal.SIGKILL)  # popen.kill asks first how it is, which takes a stop for an end
+            popen.wait()
 
 
 @pytest.mark.usefixtures("torpor_runs")
