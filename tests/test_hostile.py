@@ -24,7 +24,12 @@ from tests import altered
 from tests.altered import Change, Item, Subject
 from tests.attempts import Attempts
 from tests.conftest import FULL, M32, SEED
+from torpor.errors import BadImage
 from torpor.image.format import Header
+from torpor.linux.libc import PAGE
+from torpor.objects.memory import FILE, PROT_WRITE, Mm
+from torpor.objects.nodes import FileNode
+from torpor.objects.threads import Thread
 
 pytestmark = pytest.mark.timeout(7200 if FULL else 300)
 
@@ -229,6 +234,23 @@ def test_two_values_at_once(items: list[Item], trial: Trial, bystander: int) -> 
         except (ValueError, IndexError):
             continue
         trial.file(" and ".join(map(str, pair)))
+    trial.judge()
+
+
+def test_rseq_area_behind_the_end_of_a_file(items: list[Item], trial: Trial) -> None:
+    """Mapped and writable, and all the same no memory: the kernel cannot look at it."""
+    nodes = {item.record.id: item.record for item in items if isinstance(item.record, FileNode)}
+    mm = next(item.record for item in items if isinstance(item.record, Mm))
+    behind = [
+        m.start + PAGE
+        for m in mm.mappings
+        if m.kind == FILE and m.prot & PROT_WRITE and m.end - m.start > PAGE and nodes[m.node].size <= m.offset + PAGE
+    ]
+    assert behind, "the program has no such mapping"
+    thread = next(number for number, item in enumerate(items) if isinstance(item.record, Thread))
+    for address in behind:
+        outcome = trial.items(Change(thread, (), "rseq", address, "Thread[0]").apply(items), f"rseq = {address:#x}")
+        assert outcome == BadImage.exit_code
     trial.judge()
 
 

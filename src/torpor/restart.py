@@ -311,7 +311,7 @@ def _process_faults(process: ProcessPlan, pages: list[Source], pids: set[int], m
 
     for thread in process.threads:
         for reason in (
-            *threads.faults(thread.record, kind, lambda address, length: memory_checks.writable(mm, address, length)),
+            *threads.faults(thread.record, kind, lambda address, length: memory_checks.writable(mm, address, length, node)),
             *kind.registers.validate(
                 thread.registers,
                 user_limit=kind.user_limit,

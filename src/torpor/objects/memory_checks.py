@@ -172,13 +172,20 @@ def stray_pages(mm: Mm, pages: Sequence[Source], nodes: Nodes) -> Iterator[str]:
                 yield f"page {at:#x} lies in no private mapping"
                 break
             m = places[index]
-            if m.kind == FILE:
-                # Memory behind the end of a file cannot be written (SIGBUS).
-                node = nodes(m.node)
-                if stat.S_ISREG(node.mode) and m.offset + min(end, m.end) - m.start > node.size + PAGE - 1:
-                    yield f"page {at:#x} lies behind the end of {node.path!r}"
-                    break
+            if min(end, m.end) > _usable_end(m, nodes):
+                yield f"page {at:#x} lies behind the end of {nodes(m.node).path!r}"
+                break
             at = m.end
+
+
+def _usable_end(m: MappingRecord, nodes: Nodes) -> int:
+    """The address behind the last page that can be touched: memory behind the end of a file cannot (SIGBUS)."""
+    if m.kind != FILE:
+        return m.end
+    node = nodes(m.node)
+    if not stat.S_ISREG(node.mode):
+        return m.end
+    return min(m.end, m.start - m.offset + (node.size + PAGE - 1) // PAGE * PAGE)
 
 
 def _at(mm: Mm, address: int) -> MappingRecord | None:
@@ -193,14 +200,14 @@ def executable(mm: Mm, address: int) -> bool:
     return m is not None and bool(m.prot & _EXEC)
 
 
-def writable(mm: Mm, address: int, length: int) -> bool:
+def writable(mm: Mm, address: int, length: int, nodes: Nodes) -> bool:
     """Whether all of these bytes may be written."""
     end = address + length
     while address < end:
         m = _at(mm, address)
-        if m is None or not m.prot & PROT_WRITE or m.kind == SPECIAL:
+        if m is None or not m.prot & PROT_WRITE or m.kind == SPECIAL or address >= _usable_end(m, nodes):
             return False
-        address = m.end
+        address = _usable_end(m, nodes)
     return True
 
 
