@@ -498,9 +498,10 @@ class Rebuilding:
         # The program's clock goes on from the checkpoint, since just before the first process was made.
         started = self.making.image.header.monotonic + time.monotonic_ns() - self.begun
         waits = [
-            (plan.record.tid, plan.record.call, own.thread.regs[own.arch.sp], started + plan.record.left)
+            (plan.record.tid, plan.record.call, registers[own.arch.sp], started + plan.record.left)
             for plan, own in zip(process.threads, remotes, strict=True)
-            if plan.record.call >= 0 and plan.record.left != NO_LIMIT and not own.arch.retried(plan.record.call)
+            if plan.record.call >= 0 and plan.record.left != NO_LIMIT
+            for registers in [own.arch.registers.general_dict(plan.registers[0])]
         ]
         sleeping.note(leader.thread.process, leader.code_at, waits)
         if process.record.stopped_by:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.calls.program import check, outcome
 from tests.torture.harness import compile_program
 from torpor import checkpoint
 from torpor.linux import memory
 from torpor.tasks import sleeping
 from torpor.tasks.freeze import freeze
+from torpor.tasks.stopping import Brief
 
 ASKED = 100_000  # ns
 # Sleeps for ASKED; in between, the same bytes of its memory say something quite different: eleven days.
@@ -100,3 +102,29 @@ def _vdso_end(pid: int) -> int:
         if line.endswith("[vdso]"):
             return int(line.split()[0].split("-")[1], 16) - os.sysconf("SC_PAGE_SIZE")
     raise AssertionError("no vdso")
+
+
+@pytest.mark.parametrize(("bits", "name"), [(64, "epoll_wait"), (64, "semtimedop"), (32, "epoll_wait"), (32, "sigtimedwait")])
+def test_stopped_again_before_it_has_come_to_its_call(tmp_path: Path, bits: int, name: str) -> None:
+    """A wait that any stop ends goes on from a slot. Who is stopped right there has not begun to wait anew."""
+    before, out = os.sched_getaffinity(0), tmp_path / "out"
+    cpu = min(before)
+    words = ["taskset", "--cpu-list", str(cpu), str(compile_program("calls", bits, tmp_path)), name, "3", str(out)]
+    waiter = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    try:
+        time.sleep(2)
+        os.sched_setaffinity(0, {cpu})  # it does not run until we wait for something
+        in_slots = 0
+        for _ in range(20):
+            with Brief(waiter.pid, {}, [waiter.pid], lambda _: 0) as tree:
+                in_slots += tree.processes[0].leader.was_in_slot
+        os.sched_setaffinity(0, before)
+        assert in_slots > 10
+        assert waiter.wait(10) == 0
+        checkpointed = outcome(out.read_text().splitlines()[1])
+    finally:
+        os.sched_setaffinity(0, before)
+        waiter.kill()
+        waiter.wait()
+    check(name, checkpointed)
+    assert 2.99 <= checkpointed.monotonic < 3.6, "begun anew, it would have lasted 5 s"

@@ -68,13 +68,15 @@ class FrozenThread(Thread):
     `stopped_by` is the signal of the job-control stop that it was in already, or 0.
     """
 
-    __slots__ = ("issued_again", "sp_found", "status", "stopped_by")
+    __slots__ = ("issued_again", "sp_found", "status", "stopped_by", "was_in_slot")
 
     process: FrozenProcess
     sp_found: int
     """The stack pointer that it was stopped with: in a slot, perhaps another than it goes on with."""
     issued_again: int
     """The number of the call that it was in, if our stop has ended that and `regs` issue it again; else -1."""
+    was_in_slot: bool
+    """Whether it was in the slot that an earlier stop has put it into (tasks/retry.py)."""
 
     def __init__(self, process: FrozenProcess, tid: int, stopped_by: int, seen: Seen | None) -> None:
         interrupted.hasten(process.arch, tid, seen)
@@ -85,6 +87,7 @@ class FrozenThread(Thread):
         if process.arch.rewinds:
             registers = process.arch.looked_at(registers, seen)
         self.stopped_by, self.issued_again, self.sp_found = stopped_by, -1, registers[process.arch.sp]
+        self.was_in_slot = False
         self.status = procfs.status(process.pid, tid)
         super().__init__(process, tid, self.status.ns_pid[-1], registers, ptrace.get_signal_mask(tid))
         interrupted.settle(self)

@@ -12,7 +12,8 @@ import struct
 
 from torpor.arch.contract import EINTR, ERESTARTNOHAND
 from torpor.linux import procfs, ptrace
-from torpor.tasks.retry import taken_out
+from torpor.tasks import sleeping
+from torpor.tasks.retry import slot_of, taken_out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,15 +41,18 @@ def hasten(kind: Arch, tid: int, seen: Seen | None) -> None:
 
 def settle(thread: FrozenThread) -> None:
     """Put into `thread.regs`, and into the thread, what it is to go on with, whoever lets it go."""
-    found = thread.regs
-    if thread.process.padding:
-        thread.regs = taken_out(thread, thread.process.padding)
-    kind = thread.process.arch
+    found, kind, padding = thread.regs, thread.process.arch, thread.process.padding
+    slot = slot_of(thread, padding) if padding else 0
+    if slot:
+        thread.regs = taken_out(thread, slot)
+        thread.was_in_slot = True
     number = _ended_by_stop(kind, thread.regs)
     # A signal that comes now would have ended the call anyway.
     if number >= 0 and not deliverable(thread):
         thread.regs = kind.again(thread.regs)
         thread.issued_again = number
+    elif found[kind.ip] == slot and (noted := sleeping.noted(thread, padding)):
+        thread.issued_again = noted[0]  # it has not come to its call since the last stop
     _abort_sequence(thread)
     if thread.regs is not found or (kind.forgets_argument and kind.pending_call(thread.regs) is not None):
         kind.registers.write_general(thread.tid, thread.regs)

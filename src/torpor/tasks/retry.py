@@ -38,15 +38,18 @@ def page_end(process: Process, padding: int) -> int:
     return padding + len(process.arch.code) + PAGE - 1 & -PAGE
 
 
-def taken_out(thread: Thread, padding: int) -> Registers:
-    """The registers of a stopped thread as they would be if it had made its call by itself."""
-    arch, regs = thread.process.arch, thread.regs
+def slot_of(thread: Thread, padding: int) -> int:
+    """The address of the slot that a stopped thread is in; 0: in none."""
     start, end = slots_at(thread.process, padding)
-    if not start <= regs[arch.ip] < end:
-        return regs
-    at = start + (regs[arch.ip] - start) // arch.slot_size * arch.slot_size
-    code = os.pread(thread.process.mem, arch.slot_size, at)
-    return arch.from_slot(code, at, regs, lambda address, length: os.pread(thread.process.mem, length, address))
+    at, size = thread.regs[thread.process.arch.ip], thread.process.arch.slot_size
+    return start + (at - start) // size * size if start <= at < end else 0
+
+
+def taken_out(thread: Thread, slot: int) -> Registers:
+    """The registers of a thread stopped in the slot at `slot` as they would be if it had made its call by itself."""
+    arch, mem = thread.process.arch, thread.process.mem
+    code = os.pread(mem, arch.slot_size, slot)
+    return arch.from_slot(code, slot, thread.regs, lambda address, length: os.pread(mem, length, address))
 
 
 class Slots:

@@ -155,7 +155,7 @@ class Waits:
             (thread.own_tid, number, thread.regs[self.process.arch.sp], self._stopped + self._clock_offset + left)
             for thread in self.process.threads
             for number, left in [self.left[thread.tid]]
-            if number >= 0 and left != NO_LIMIT and thread.issued_again < 0
+            if number >= 0 and left != NO_LIMIT
         ]
         note(self.process, self.process.padding, waits)
 
@@ -179,6 +179,9 @@ def left(thread: FrozenThread, naps: dict[int, Nap], stopped: int, clock_offset:
     kind = thread.process.arch
     nap = naps.get(thread.tid)
     if thread.issued_again >= 0:
+        # What has been put into a slot is no other wait; only whether it was seen waiting there since is not certain.
+        if thread.was_in_slot and (told := noted(thread, padding)) and told[0] == thread.issued_again:
+            return told[0], max(0, told[1] - clock_offset - stopped)
         asked = _asked(thread, thread.issued_again)
         if nap is None or not nap.fits(thread, False) or nap.asked >= NO_LIMIT or asked >= NO_LIMIT:
             return -1, 0
@@ -187,9 +190,9 @@ def left(thread: FrozenThread, naps: dict[int, Nap], stopped: int, clock_offset:
     if call is None or call[1] != ERESTART_RESTARTBLOCK:
         return -1, 0
     restarted = call[0] == kind.syscalls["restart_syscall"]
-    noted = _noted(thread, padding)
-    if restarted and noted and 0 < noted[1] - clock_offset - stopped <= _asked(thread, noted[0]):
-        return noted[0], noted[1] - clock_offset - stopped
+    told = noted(thread, padding) if restarted else None
+    if told and not kind.retried(told[0]) and 0 < told[1] - clock_offset - stopped <= _asked(thread, told[0]):
+        return told[0], told[1] - clock_offset - stopped
     if nap is None or not nap.fits(thread, restarted):
         return call[0], _asked(thread, call[0])
     asked = _asked(thread, nap.number)
@@ -226,11 +229,11 @@ def _as_noted(thread: FrozenThread, number: int) -> int:
     Where there are two calls of that name, with 64- and 32-bit times, whole seconds with zeros behind them are the same to both.
     """
     kind = thread.process.arch
-    noted = _noted(thread, thread.process.padding)
-    if noted is None or kind.call_name(noted[0])[0] != kind.call_name(number)[0]:
+    told = noted(thread, thread.process.padding)
+    if told is None or kind.call_name(told[0])[0] != kind.call_name(number)[0]:
         return number
     asked = _asked(thread, number)
-    return noted[0] if asked == _asked(thread, noted[0]) < NO_LIMIT else number
+    return told[0] if asked == _asked(thread, told[0]) < NO_LIMIT else number
 
 
 def _notes_at(process: Process, padding: int) -> tuple[int, int]:
@@ -239,7 +242,7 @@ def _notes_at(process: Process, padding: int) -> tuple[int, int]:
     return start, max(page_end(process, padding) - start, 0) // _NOTE.size
 
 
-def _noted(thread: FrozenThread, padding: int) -> tuple[int, int] | None:
+def noted(thread: FrozenThread, padding: int) -> tuple[int, int] | None:
     """(call number, deadline) that an earlier checkpoint or restart has noted for this wait, if it is this one."""
     start, count = _notes_at(thread.process, padding)
     data = os.pread(thread.process.mem, count * _NOTE.size, start)
