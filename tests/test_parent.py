@@ -319,7 +319,7 @@ def test_what_an_image_refers_to(chain: tuple[Path, Path, Path]) -> None:
         assert sorted(parent.name for parent in image.of(ParentImage)) == ["1", "2"]
         open_parents(image)
         for pages in image.of(EarlierPages):
-            assert isinstance(image.parents[pages.image].chunks[pages.chunk][0], Pages)
+            assert all(isinstance(image.parents[pages.image].chunks[chunk][0], Pages) for chunk in pages.chunks)
     with torpor.open_image(chain[1]) as image:
         assert image.of(CompressedPages)
     for image_ in chain:
@@ -329,11 +329,12 @@ def test_what_an_image_refers_to(chain: tuple[Path, Path, Path]) -> None:
 
 EQUAL = r"""
 import ctypes, mmap, os, random, subprocess, sys, time
-place, size = sys.argv[1], 24 << 20
-child = len(sys.argv) == 2 and subprocess.Popen([sys.executable, __file__, place, "child"], stdin=0, stdout=1, stderr=2, cwd="/")
+place, times, size = sys.argv[1], int(sys.argv[2]), 24 << 20
+words = [sys.executable, __file__, place, str(times), "child"]
+child = len(sys.argv) == 3 and subprocess.Popen(words, stdin=0, stdout=1, stderr=2, cwd="/")
 unequal = [bytearray(random.randbytes(4096)) for _ in range(random.randrange(100))]
 memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-memory[:] = wanted = random.Random(1).randbytes(size)
+memory[:] = wanted = random.Random(1).randbytes(size // times) * times
 open(place + ("/ready.parent" if child else "/ready.child"), "w").close()
 while not os.path.exists(place + "/stop"):
     time.sleep(0.01)
@@ -342,12 +343,14 @@ sys.exit(not right)
 """
 
 
+@pytest.mark.parametrize("times", [1, 6])
 @pytest.mark.parametrize("compress", ["", "zstd:1"])
-def test_equal_memory_is_stored_once(tmp_path: Path, compress: str) -> None:
-    """Of processes that have it each for itself; in a chain, and in what is made of it, too."""
+def test_equal_memory_is_stored_once(tmp_path: Path, compress: str, times: int) -> None:
+    """Of processes that have it each for itself, and `times` in each; in a chain, and in what is made of it, too."""
     (tmp_path / "equal.py").write_text(EQUAL)
     null = subprocess.DEVNULL
-    popen = subprocess.Popen([sys.executable, tmp_path / "equal.py", tmp_path], stdin=null, stdout=null, stderr=null, cwd="/")
+    words = [sys.executable, str(tmp_path / "equal.py"), str(tmp_path), str(times)]
+    popen = subprocess.Popen(words, stdin=null, stdout=null, stderr=null, cwd="/")
     try:
         end = time.monotonic() + 60
         while not all((tmp_path / f"ready.{who}").exists() for who in ("parent", "child")):
@@ -366,6 +369,9 @@ def test_equal_memory_is_stored_once(tmp_path: Path, compress: str) -> None:
         assert kept > 20 << 20, "equal memory was stored more than once"
     for name in "123":
         assert torpor.restart(tmp_path / name).wait() == 0
+    if os.geteuid() == 0:
+        restarted = torpor.restart(tmp_path / "3", lazy=True)
+        assert restarted.wait() == 0
 
 
 def moved(chain: tuple[Path, Path, Path], to: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import os
 
 from torpor import arch
 from torpor.image.chain import open_parents
-from torpor.image.format import CompressedPages, DataRecord, EarlierPages, Pages, ParentImage
+from torpor.image.format import CompressedPages, DataRecord, EarlierPages, Pages, ParentImage, laid_out
 from torpor.image.reader import Image
 from torpor.image.writer import ImageWriter
 from torpor.objects import plan
@@ -41,7 +41,7 @@ def merge(source: str | os.PathLike[str] | int, output: str | os.PathLike[str] |
                     writer.add_data(record, [image.stored(record, offsets[id(record)])])
                     done += record.stored
                 elif isinstance(record, EarlierPages) and not record.image:
-                    record.chunk = numbers[record.chunk]
+                    record.chunks = [numbers[chunk] for chunk in record.chunks]
                     writer.add(record)
                 elif isinstance(record, EarlierPages):
                     _add_pages(writer, image, record)
@@ -56,12 +56,12 @@ def merge(source: str | os.PathLike[str] | int, output: str | os.PathLike[str] |
 def _add_pages(writer: ImageWriter, image: Image, pages: EarlierPages) -> None:
     """Add pages of a parent with their data."""
     parent = image.parents[pages.image]
-    record, offset = parent.chunks[pages.chunk]
-    runs = [(start, length) for start, length, _ in pages.runs]
-    in_order = all(before + size == at for before, size, at in zip(pages.offsets, pages.lengths, pages.offsets[1:], strict=False))
-    if isinstance(record, CompressedPages) and in_order and sum(pages.lengths) == record.length:
-        whole = CompressedPages(owner=pages.owner, runs=runs, length=record.length, compressed=record.compressed)
-        writer.add_data(whole, [parent.stored(record, offset)])
-        return
-    data = parent.data(record, offset)
-    writer.add_data(Pages(owner=pages.owner, runs=runs), [data[at : at + length] for _, length, at in pages.runs])
+    for chunk, places in pages.by_chunk():
+        record, offset = parent.chunks[chunk]
+        runs = [(start, length) for start, length, _ in places]
+        if isinstance(record, CompressedPages) and sum(length for _, length in runs) == record.length and places == laid_out(runs):
+            whole = CompressedPages(owner=pages.owner, runs=runs, length=record.length, compressed=record.compressed)
+            writer.add_data(whole, [parent.stored(record, offset)])
+        else:
+            data = parent.data(record, offset)
+            writer.add_data(Pages(owner=pages.owner, runs=runs), [data[at : at + length] for _, length, at in places])

@@ -10,8 +10,9 @@ import ctypes
 import os
 from _thread import allocate_lock
 
-from torpor.image.format import MAX_CHUNK, CompressedPages, EarlierPages, Pages, laid_out
+from torpor.image.format import MAX_CHUNK, MAX_PLACES, CompressedPages, EarlierPages, Pages, laid_out
 from torpor.image.format import parts as in_parts
+from torpor.image.known import Saved
 from torpor.image.writer import hash_of
 from torpor.linux import memory
 from torpor.linux.libc import PAGE
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from torpor.image.chain import Source
-    from torpor.image.known import Drafted, Known, Saved
+    from torpor.image.known import Drafted, Known
     from torpor.linux.procfs import Mapping
     from torpor.objects.saving import Saving
     from torpor.parent import Parent
@@ -280,15 +281,18 @@ class PageWriter:
                 number = self._writer.chunks
                 self._written[key] = number, self._writer.add_data(record, data, hashed=hashed)
             elif not job.draft:
-                self._writer.add(_earlier(job.owner, 0, number, laid_out(kept)))
+                job.kept[Saved(number)] = laid_out(kept)
             job.note(number, chunk.runs, kept)
 
     def _refer(self, job: _Job) -> None:
         """Write where the pages lie that were saved earlier."""
+        places: dict[int, list[tuple[int, int, int, int]]] = {}
         for source, runs in job.kept.items():
             image = self._parent.id_of(source.image, self._saving) if self._parent and source.image else 0
-            runs.sort()
-            self._writer.add(_earlier(job.owner, image, source.chunk, runs))
+            places.setdefault(image, []).extend((start, length, source.chunk, offset) for start, length, offset in runs)
+        for image, found in places.items():
+            for record in _earlier(job.owner, image, sorted(found)):
+                self._writer.add(record)
 
     def _tell(self, chunk: Chunk) -> None:
         self._done += chunk.size
@@ -296,19 +300,25 @@ class PageWriter:
             self._progress(self._done, self._total)
 
 
-def _earlier(owner: int, image: int, chunk: int, runs: list[tuple[int, int, int]]) -> EarlierPages:
-    """The record of pages (address, bytes, offset in the chunk's data) that lie elsewhere; adjacent runs become one."""
-    starts: list[int] = []
-    lengths: list[int] = []
-    offsets: list[int] = []
-    for start, length, offset in runs:
-        if starts and (starts[-1] + lengths[-1], offsets[-1] + lengths[-1]) == (start, offset):
-            lengths[-1] += length
+def _earlier(owner: int, image: int, places: Sequence[tuple[int, int, int, int]]) -> Iterator[EarlierPages]:
+    """The records of pages (address, bytes, chunk, offset in its data), ascending, that lie elsewhere; adjacent runs become one."""
+    record: EarlierPages | None = None
+    behind: object = None  # where the run would have to begin to be one with that before it
+    for start, length, chunk, offset in places:
+        if record and (start, chunk, offset) == behind:
+            record.lengths[-1] += length
         else:
-            starts.append(start)
-            lengths.append(length)
-            offsets.append(offset)
-    return EarlierPages(owner=owner, image=image, chunk=chunk, starts=starts, lengths=lengths, offsets=offsets)
+            if record and len(record.starts) == MAX_PLACES:
+                yield record
+                record = None
+            record = record or EarlierPages(owner=owner, image=image, starts=[], lengths=[], chunks=[], offsets=[])
+            record.starts.append(start)
+            record.lengths.append(length)
+            record.chunks.append(chunk)
+            record.offsets.append(offset)
+        behind = start + length, chunk, offset + length
+    if record:
+        yield record
 
 
 class _Job:

@@ -88,16 +88,17 @@ def _open(image: Image, parent: ParentImage) -> Image:
 def _fault(image: Image, pages: EarlierPages) -> str | None:
     """What is wrong with where these pages are said to lie."""
     holder, unit = image.parents[pages.image], image.header.page_size
-    if pages.chunk >= len(holder.chunks):
-        return f"there is no chunk {pages.chunk} in {holder.name!r}"
-    record, _ = holder.chunks[pages.chunk]
-    if not isinstance(record, Pages):
-        return f"chunk {pages.chunk} of {holder.name!r} holds no pages"
-    for start, length, at in pages.runs:
-        if (start | length | at) % unit:
-            return f"{start:#x}+{length:#x} at {at:#x} is not of whole pages"
-        if at + length > record.length:
-            return f"the run at {start:#x} ends behind the data of chunk {pages.chunk}"
+    for chunk, runs in pages.by_chunk():
+        if chunk >= len(holder.chunks):
+            return f"there is no chunk {chunk} in {holder.name!r}"
+        record, _ = holder.chunks[chunk]
+        if not isinstance(record, Pages):
+            return f"chunk {chunk} of {holder.name!r} holds no pages"
+        for start, length, at in runs:
+            if (start | length | at) % unit:
+                return f"{start:#x}+{length:#x} at {at:#x} is not of whole pages"
+            if at + length > record.length:
+                return f"the run at {start:#x} ends behind the data of chunk {chunk}"
     return None
 
 
@@ -110,5 +111,5 @@ def sources(image: Image) -> dict[int, list[Source]]:
             found.setdefault(record.owner, []).append(Source(image, chunk, laid_out(record.runs)))
     for pages in image.of(EarlierPages):
         if parent := image.parents.get(pages.image):
-            found.setdefault(pages.owner, []).append(Source(parent, pages.chunk, pages.runs))
+            found.setdefault(pages.owner, []).extend(Source(parent, chunk, runs) for chunk, runs in pages.by_chunk())
     return found

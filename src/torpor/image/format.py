@@ -55,6 +55,7 @@ FRAME = HEAD.size + TAIL.size  # bytes that a record takes besides its payload
 MAX_PAYLOAD = 64 << 20  # bytes; 65,530 mappings, the most that a process has by default, take a fifth of it
 MAX_CHUNK = 16 << 20  # bytes of raw data behind one record: what a reader has to hold at a time
 MAX_RUNS = MAX_CHUNK // 4096
+MAX_PLACES = 1 << 16  # runs of pages in one record that says where they lie
 
 ARCHITECTURES = {
     1: "x86-32",
@@ -203,28 +204,40 @@ class Draft(Record, type=0x0008):
     id: int = ident("the draft")
 
 
-class EarlierPages(Record, type=0x0006):
+class EarlierPages(Record, type=0x0009):  # 0x0006 had a record for each chunk
     """Pages of memory whose data has come before: earlier in this image, or in an earlier one."""
 
     owner: int = ref("the address space that the pages belong to", to="Mm")
     image: int = ref("where the data lies, if not in this image", to="ParentImage", optional=True)
-    chunk: int = u64("behind which of the data records there, the first one being 0")
-    starts: list[int] = array(64, "addresses of the runs of pages, ascending", max=MAX_RUNS, check=non_empty)
-    lengths: list[int] = array(64, "bytes of each run", max=MAX_RUNS)
-    offsets: list[int] = array(64, "where each run begins, in bytes from the start of the chunk's data", max=MAX_RUNS)
+    starts: list[int] = array(64, "addresses of the runs of pages, ascending", max=MAX_PLACES, check=non_empty)
+    lengths: list[int] = array(64, "bytes of each run", max=MAX_PLACES)
+    chunks: list[int] = array(64, "behind which of the data records there each run lies, the first one being 0", max=MAX_PLACES)
+    offsets: list[int] = array(64, "where each run begins, in bytes from the start of the chunk's data", max=MAX_PLACES)
 
     # Not structs, as in DataRecord: there can be thousands for each chunk, and this is read and written ten times as quickly.
 
-    @property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """(address, bytes, bytes from the start of the chunk's data) of each run."""
-        return list(zip(self.starts, self.lengths, self.offsets, strict=True))
+    def by_chunk(self) -> list[tuple[int, list[tuple[int, int, int]]]]:
+        """Parts of chunks: of each its number, and (address, bytes, bytes from the start of the chunk's data) of the runs in it.
+
+        Both addresses and offsets ascend: pages that lie in the same data are in different parts.
+        """
+        found: list[tuple[int, list[tuple[int, int, int]]]] = []
+        latest: dict[int, tuple[list[tuple[int, int, int]], int]] = {}  # chunk -> its last part, and where that ends
+        for start, length, chunk, offset in zip(self.starts, self.lengths, self.chunks, self.offsets, strict=True):
+            runs, end = latest.get(chunk, (None, 0))
+            if runs is None or offset < end:
+                runs = []
+                found.append((chunk, runs))
+            runs.append((start, length, offset))
+            latest[chunk] = runs, offset + length
+        return found
 
     def validate(self) -> str | None:
-        if not len(self.starts) == len(self.lengths) == len(self.offsets):
-            return f"{len(self.starts)} starts, {len(self.lengths)} lengths and {len(self.offsets)} offsets"
+        counts = [len(self.starts), len(self.lengths), len(self.chunks), len(self.offsets)]
+        if len(set(counts)) > 1:
+            return "{} starts, {} lengths, {} chunks and {} offsets".format(*counts)
         free = 0
-        for start, length, _ in self.runs:
+        for start, length in zip(self.starts, self.lengths, strict=True):
             if start < free:
                 return f"a run starts at {start:#x}, before the end of the run before it, {free:#x}"
             if not length:

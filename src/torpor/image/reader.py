@@ -173,7 +173,8 @@ class Image:
     def needed_chunks(self) -> list[Needed]:
         """Every chunk that the program's data lies in: (image, record, offset), those of the opened parents included."""
         found = [(self, record, offset) for record, offset in self.chunks]
-        earlier = {(pages.image, pages.chunk) for pages in self.of(EarlierPages) if self.parents.get(pages.image, self) is not self}
+        elsewhere = [pages for pages in self.of(EarlierPages) if self.parents.get(pages.image, self) is not self]
+        earlier = {(pages.image, chunk) for pages in elsewhere for chunk in pages.chunks}
         for ident, chunk in sorted(earlier):
             parent = self.parents[ident]
             found.append((parent, *parent.chunks[chunk]))
