@@ -85,10 +85,12 @@ def drafts(image: Path) -> int:
         return sum(length for length, chunk in places if chunk in of_drafts)
 
 
-@pytest.mark.parametrize("how", ["plain", "compressed", "killed", "watched"])
-def test_what_is_saved_ahead_is_right(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", ["plain", "compressed", "killed", "watched", "next"])
+def test_what_is_saved_ahead_is_right(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two processes that share memory by fork, and unmap, move and give back what is just being saved."""
-    compress, tracking = "zstd:1" if how == "compressed" else "", Tracking() if how == "watched" else None
+    compress, tracking = "zstd:1" if how == "compressed" else "", Tracking() if how in ("watched", "next") else None
+    if how == "next":
+        monkeypatch.setattr(STORY, "READ_AHEAD", 16 << 10)
     for number in range(20 if FULL else 3):
         place = tmp_path / str(number)
         place.mkdir()
@@ -98,12 +100,16 @@ def test_what_is_saved_ahead_is_right(tmp_path: Path, how: str) -> None:
             if how != "killed":
                 goes_on(place, 20)
             if tracking:
-                torpor.checkpoint(pid, later, parent=image, tracking=tracking)
+                torpor.checkpoint(pid, place / "between", parent=image, tracking=tracking)
+                goes_on(place, 5)
+                torpor.checkpoint(pid, later, parent=place / "between", tracking=tracking)
                 tracking.close()
                 goes_on(place, 5)
         assert drafts(image) > 12 * MIB
         is_right(image, place)
         if tracking:
+            assert (drafts(place / "between") > 0) == (drafts(later) > 0) == (how == "next")
+            is_right(place / "between", place)
             is_right(later, place)
             merge(later, image)
             is_right(image, place)
@@ -187,6 +193,24 @@ def test_a_program_that_changes_little_is_not_copied(tmp_path: Path, copied: lis
         assert not any(set(m.flags) & {"uw", "um"} for m in procfs.smaps(popen.pid)), "it is still watched"
     assert copied == [] and drafts(image) > 48 * MIB
     assert image.stat().st_size < 72 * MIB
+
+
+def test_much_that_has_changed_since_the_parent_image(
+    tmp_path: Path, copied: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is saved ahead as well, where a copy would be needed for it, and what was in the parent image stays there."""
+    monkeypatch.setattr(STORY, "READ_AHEAD", 2 * MIB)
+    tracking = Tracking()
+    with running(CHANGES, "64", "4", "0.005") as popen:
+        torpor.checkpoint(popen.pid, tmp_path / "0", tracking=tracking)
+        for number, seconds in ((1, 2), (2, 0), (3, 2)):
+            time.sleep(seconds)
+            image, parent = tmp_path / str(number), tmp_path / str(number - 1)
+            assert torpor.checkpoint(popen.pid, image, parent=parent, tracking=tracking) == ""
+            assert (drafts(image) > 2 * MIB) == (seconds > 0)
+            assert image.stat().st_size < 24 * MIB
+    tracking.close()
+    assert copied == []
 
 
 def test_a_program_that_changes_all_is_copied(tmp_path: Path, copied: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,8 @@ def save(
 ) -> dict[int, Ahead]:
     """Save memory of the processes `pids`, which run, and say what lies where.
 
-    They are watched from now on: what they have written since, `tracking` tells. Those that cannot be are left out. `stop` stops
-    the tree they are of. Raises TorporError.
+    They are watched from now on, or have been since the parent image: what they have written since, `tracking` tells. Those that
+    cannot be are left out. `stop` stops the tree they are of. Raises TorporError.
     """
     every = []
     with stop() as tree:
@@ -65,13 +65,15 @@ def save(
         for frozen in tree.alive():
             if frozen.pid not in pids:
                 continue
+            earlier = pages.known.get(frozen.own_pid)
+            watched = earlier is not None and tracking.watches(frozen.pid)
             with Held():
                 _ask_for_actions(frozen, tree)
-                watched = tracking.begin(frozen, tree)
+                watched = watched or tracking.begin(frozen, tree)
             if watched:
                 process = Process(frozen.pid, frozen.own_pid)
                 process.shares = frozen.pid in relatives
-                every.append(Ahead(process, Drafted(saving.add(Draft(id=saving.new_id()))), pages, tracking))
+                every.append(Ahead(process, Drafted(saving.add(Draft(id=saving.new_id())), earlier), pages, tracking))
     try:
         for each in every:
             each.look()

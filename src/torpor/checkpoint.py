@@ -121,7 +121,9 @@ def _checkpoint(
         little += earlier.image.trailer.data  # as much as the last time, perhaps
     with ImageWriter.open(output, later=True) as writer:  # to check and pack records takes as long as to make them
         saving = Saving(writer, here.code)
-        large = [] if earlier or not writer.can_amend else _worth_saving_ahead(mappings)
+        large = _worth_saving_ahead(mappings) if writer.can_amend else []
+        if earlier:  # then what was written since is as a rule read in the stop
+            large = [pid for pid in large if tracking and tracking.written(pid, _private(mappings[pid])) > READ_AHEAD]
         pages = PageWriter(saving, progress, level, earlier)
         if not large:
             pages.make_room(little)
@@ -547,7 +549,7 @@ class _Checkpoint:
         if not tracking:
             return
         with Held():
-            written = tracking.since(process, self.private_mappings(process), self.tree)
+            written = tracking.since(process, _private(self.mappings[process.pid]), self.tree)
         self.written[process.pid] = written
         if saved and written is not None:
             # What was zero then is left out here; an address space that is to begin as a fork of another one would not have it.
@@ -583,10 +585,6 @@ class _Checkpoint:
             source = self.copies[pid].pid if pid in self.copies else pid
             found = memory_objects.guards(source, [mapping for mapping in self.mappings[pid] if not _uncopied(mapping)])
             space.guards = sorted([*space.guards, *found], key=lambda guard: guard.start)
-
-    def private_mappings(self, process: FrozenProcess) -> list[MappedRange]:
-        """The mappings of a process whose pages may be its own."""
-        return [mapping for mapping in self.mappings[process.pid] if memory_objects.private(mapping)]
 
     def against_copies(self) -> str:
         """What speaks against copies of memory, in words; nothing, as a rule."""
@@ -670,6 +668,11 @@ class _Told:
 def _places(mappings: Iterable[MappedRange]) -> list[tuple[int, int, str, int, int]]:
     """What is not alike in mappings of different places and times."""
     return [(mapping.start, mapping.end, mapping.perms, mapping.offset, mapping.inode) for mapping in mappings]
+
+
+def _private(mappings: Iterable[MappedRange]) -> list[MappedRange]:
+    """Those of the mappings whose pages may be a process's own."""
+    return [mapping for mapping in mappings if memory_objects.private(mapping)]
 
 
 def _private_bytes(mappings: Iterable[MappedRange]) -> int:

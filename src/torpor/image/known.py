@@ -35,9 +35,10 @@ class Known:
 
         Nothing is in two of them.
         """
-        self._runs = sorted(places, key=lambda run: run[0])
-        self._starts = [run[0] for run in self._runs]
-        self.covered = _joined(sorted([*((start, end) for start, end, _, _ in self._runs), *zeros]))
+        self.places = sorted(places, key=lambda run: run[0])
+        """The first of these, ascending."""
+        self._starts = [run[0] for run in self.places]
+        self.covered = _joined(sorted([*((start, end) for start, end, _, _ in self.places), *zeros]))
         """The ranges (first address, end) that it has, ascending."""
 
     def changed(self, written: Iterable[tuple[int, int]]) -> Ranges:
@@ -49,7 +50,7 @@ class Known:
 
     def split(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, Source | Saved | None, int]]:
         """The ascending `ranges` (address, bytes) in parts (address, bytes, where it lies or None, offset in the chunk's data)."""
-        runs, count, index = self._runs, len(self._runs), -1
+        runs, count, index = self.places, len(self.places), -1
         for start, length in ranges:
             end = start + length
             if index < 0:
@@ -70,12 +71,12 @@ class Known:
 
 
 class Drafted:
-    """What has been saved of a process's memory while it ran, as far as it is still so."""
+    """What has been saved of a process's memory while it ran, or before (`earlier`), as far as it is still so."""
 
-    def __init__(self, owner: int) -> None:
+    def __init__(self, owner: int, earlier: Known | None = None) -> None:
         self.owner = owner
         """The id of its record."""
-        self._places: list[Place] = []
+        self._places: list[Place] = list(earlier.places) if earlier else []
         """Chunk None: zeros, which are in no chunk."""
 
     def note(self, chunk: int, read: Sequence[tuple[int, int]], kept: Sequence[tuple[int, int]]) -> None:

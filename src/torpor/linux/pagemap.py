@@ -142,12 +142,14 @@ def guard_runs(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int
     yield from _read_runs(pagemap_fd, start, end, _GUARD_TABLE)
 
 
-def written_runs(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The runs (address, bytes) of pages in memory or in swap that are not write-protected by a userfaultfd; they are, from now on.
+def written_runs(pagemap_fd: int, start: int, end: int, *, protect: bool = True) -> Iterator[tuple[int, int]]:
+    """The runs (address, bytes) of pages in memory or in swap that are not write-protected by a userfaultfd.
 
-    EPERM: something of the range is not registered with one that lifts the protection by itself (writes.py).
+    They are from now on, if they are to `protect`. EPERM: something of the range is not registered with one that lifts the
+    protection by itself (writes.py).
     """
-    yield from _scan(pagemap_fd, start, end, 0, _IS_WRITTEN, _IS_PRESENT | _IS_SWAPPED, _WP_MATCHING | _CHECK_WPASYNC)
+    flags = _CHECK_WPASYNC | (_WP_MATCHING if protect else 0)
+    yield from _scan(pagemap_fd, start, end, 0, _IS_WRITTEN, _IS_PRESENT | _IS_SWAPPED, flags)
 
 
 def protected_runs(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -78,6 +78,11 @@ def since(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     return pagemap.written_runs(pagemap_fd, start, end)
 
 
+def size(pagemap_fd: int, start: int, end: int) -> int:
+    """How many bytes `since` would tell of; they do not count anew. PermissionError as there."""
+    return sum(length for _, length in pagemap.written_runs(pagemap_fd, start, end, protect=False))
+
+
 def can_be_told() -> bool:
     """Whether this kernel can tell. Tried out once, on memory of our own."""
     global _told

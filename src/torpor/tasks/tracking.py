@@ -91,6 +91,29 @@ class Tracking:
         self._places[pid] = [(mapping.start, mapping.end) for mapping in mappings]
         return found
 
+    def written(self, pid: int, mappings: Sequence[Mapping]) -> int:
+        """About how many bytes of a process were written since the last look; the next one finds them. 0: it is not watched."""
+        if pid not in self._watched:
+            return 0
+        total = 0
+        try:
+            pages = pagemap.open(pid)
+            try:
+                for mapping in mappings:
+                    try:
+                        total += writes.size(pages, mapping.start, mapping.end)
+                    except PermissionError:
+                        total += max(0, mapping.anonymous_kb) << 10
+            finally:
+                os.close(pages)
+        except OSError:
+            return 0  # it has just ended
+        return total
+
+    def watches(self, pid: int) -> bool:
+        """Whether a `look` at the process may tell something."""
+        return pid in self._watched
+
     def keep(self, pids: set[int]) -> None:
         """Forget all processes but `pids`."""
         for pid in self._watched.keys() - pids:
