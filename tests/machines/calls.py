@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,12 +22,15 @@ from tests.machines import forked
 from tests.machines.victim import Victim
 from tests.settings import SEED
 from tests.torture.harness import descendants, remove_ipc
+from torpor.linux import procfs
+from torpor.tasks.stopping import Brief
 
 HOME = Path("/tmp/cases")
 """Where a guest has its programs, and its cases their directories."""
 SHELL = shutil.which("sh")
 EARLY, LATE = 0.2, 4.0  # s; how far a call's running time may be off where QEMU translates
 BEGIN_WITHIN = END_WITHIN = 30.0  # s
+STOPS = 3
 
 
 class Calls:
@@ -47,13 +51,22 @@ class Calls:
         """Checkpoint, kill and restart the tree so many times; False if a call was over before the last of them was."""
         for _ in range(cycles):
             try:
-                self.worked += self.victim.cycle()
+                self.worked += self._stop_often() + self.victim.cycle()
             except AssertionError:
                 if len(self.over()) < len(self.names):  # else there was nothing left to save
                     raise
             if self.over():
                 return False
         return True
+
+    def _stop_often(self) -> float:
+        """Stop the tree and let it go on, several times at once: each wait goes on with the rest of its time. Returns seconds."""
+        begun, root = time.monotonic(), self.victim.pid
+        for _ in range(STOPS):
+            with Brief(root, {}, [root, *descendants(root)], _clock_offset) as tree:
+                in_slots = [thread for thread in tree.threads() if thread.was_in_slot]
+                assert all(thread.issued_again >= 0 for thread in in_slots), "a wait begins anew"
+        return time.monotonic() - begun
 
     def over(self) -> list[str]:
         """The calls that have ended."""
@@ -107,6 +120,11 @@ class Calls:
     def _again(self, name: str, outcome: program.Outcome) -> float:
         """Seconds that a call may have waited in vain: where /proc does not say for how long, it begins anew (docs/limits.md)."""
         return 0.0 if os.path.exists("/proc/self/sched") else self.seconds
+
+
+def _clock_offset(pid: int) -> int:
+    """How far the CLOCK_MONOTONIC of a process is ahead of ours, ns."""
+    return procfs.timens_offsets(pid)[0] - procfs.timens_offsets(os.getpid())[0]
 
 
 def whole_lines(path: Path) -> list[str]:
