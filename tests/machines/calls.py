@@ -23,7 +23,6 @@ from tests.machines.victim import Victim
 from tests.settings import SEED
 from tests.torture.harness import descendants, remove_ipc
 from torpor.linux import procfs
-from torpor.tasks.stopping import Brief
 
 HOME = Path("/tmp/cases")
 """Where a guest has its programs, and its cases their directories."""
@@ -61,6 +60,8 @@ class Calls:
 
     def _stop_often(self) -> float:
         """Stop the tree and let it go on, several times at once: each wait goes on with the rest of its time. Returns seconds."""
+        from torpor.tasks.stopping import Brief  # not before: what it loads asks the environment where to tell its phases
+
         begun, root = time.monotonic(), self.victim.pid
         for _ in range(STOPS):
             with Brief(root, {}, [root, *descendants(root)], _clock_offset) as tree:
