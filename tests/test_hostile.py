@@ -25,7 +25,7 @@ from tests.altered import Change, Item, Subject
 from tests.attempts import Attempts
 from tests.conftest import FULL, M32, SEED
 from torpor.errors import BadImage
-from torpor.image.format import Header
+from torpor.image.format import EarlierPages, Header, Pages
 from torpor.linux.libc import PAGE
 from torpor.objects.memory import FILE, PROT_WRITE, Mm
 from torpor.objects.nodes import FileNode
@@ -250,6 +250,23 @@ def test_rseq_area_behind_the_end_of_a_file(items: list[Item], trial: Trial) -> 
     thread = next(number for number, item in enumerate(items) if isinstance(item.record, Thread))
     for address in behind:
         outcome = trial.items(Change(thread, (), "rseq", address, "Thread[0]").apply(items), f"rseq = {address:#x}")
+        assert outcome == BadImage.exit_code
+    trial.judge()
+
+
+def test_pages_behind_the_end_of_a_file(items: list[Item], trial: Trial) -> None:
+    """No program could have written them (SIGBUS). That the file is another here as well is not what counts."""
+    mm = next(item.record for item in items if isinstance(item.record, Mm))
+    saved = [run for item in items if isinstance(item.record, Pages) and item.record.owner == mm.id for run in item.record.runs]
+    for item in items:
+        if isinstance(item.record, EarlierPages) and item.record.owner == mm.id:
+            saved += zip(item.record.starts, item.record.lengths, strict=True)
+    files = [m for m in mm.mappings if m.kind == FILE]
+    mapped = {m.node for m in files if any(start < m.end and m.start < start + length for start, length in saved)}
+    nodes = [number for number, item in enumerate(items) if isinstance(item.record, FileNode) and item.record.id in mapped]
+    assert nodes, "the program has written to no private mapping of a file"
+    for number in nodes:
+        outcome = trial.items(Change(number, (), "size", 0, "FileNode").apply(items), f"size of record {number} = 0")
         assert outcome == BadImage.exit_code
     trial.judge()
 

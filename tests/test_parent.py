@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from typing import Any, cast
 import pytest
 
 import torpor
+from tests import altered
 from tests.conftest import FULL, SEED, SRC
 from torpor import pages
 from torpor.image.chain import open_parents
@@ -325,6 +326,41 @@ def test_what_an_image_refers_to(chain: tuple[Path, Path, Path]) -> None:
     for image_ in chain:
         done = command("verify", image_)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "reason"),
+    [
+        ("chunks", lambda _: 1 << 40, "there is no chunk 1099511627776 in"),
+        ("offsets", lambda offset: offset + 8, "is not of whole pages"),
+        ("offsets", lambda _: 1 << 40, "ends behind the data of chunk"),
+    ],
+)
+def test_where_no_data_lies(
+    chain: tuple[Path, Path, Path], tmp_path: Path, field: str, change: Callable[[int], int], reason: str
+) -> None:
+    """What an image says of an earlier one is compared with that before anything is read."""
+    image = moved(chain, tmp_path)[2]
+    items = altered.read(image)
+    record = next(item.record for item in items if isinstance(item.record, EarlierPages))
+    places = getattr(record, field)
+    places[-1] = change(places[-1])
+    altered.write(items, image)
+    done = command("verify", image)
+    assert done.returncode == 5 and reason in done.stderr, done.stderr
+
+
+def test_many_places_take_several_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No record has more than a reader admits, and all of them together name every page."""
+    with program(tmp_path) as pid:
+        torpor.checkpoint(pid, tmp_path / "1")
+        goes_on(tmp_path, 20)
+        monkeypatch.setattr(pages, "MAX_PLACES", 8)
+        torpor.checkpoint(pid, tmp_path / "2", parent=tmp_path / "1", kill=True)
+    with torpor.open_image(tmp_path / "2") as image:
+        counts = [len(record.starts) for record in image.of(EarlierPages)]
+    assert len(counts) > 4 and max(counts) == 8
+    is_right(tmp_path / "2", tmp_path)
 
 
 EQUAL = r"""

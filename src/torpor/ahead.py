@@ -67,9 +67,10 @@ def save(
                 continue
             earlier = pages.known.get(frozen.own_pid)
             watched = earlier is not None and tracking.watches(frozen.pid)
-            with Held():
-                _ask_for_actions(frozen, tree)
-                watched = watched or tracking.begin(frozen, tree)
+            if not watched:
+                with Held():
+                    _ask_for_actions(frozen, tree)
+                    watched = tracking.begin(frozen, tree)
             if watched:
                 process = Process(frozen.pid, frozen.own_pid)
                 process.shares = frozen.pid in relatives

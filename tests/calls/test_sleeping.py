@@ -13,8 +13,8 @@ import pytest
 
 from tests.calls.program import check, outcome
 from tests.torture.harness import compile_program
-from torpor import checkpoint
-from torpor.linux import memory
+from torpor import checkpoint, restart
+from torpor.linux import memory, procfs
 from torpor.tasks import sleeping
 from torpor.tasks.freeze import freeze
 from torpor.tasks.stopping import Brief
@@ -104,8 +104,9 @@ def _vdso_end(pid: int) -> int:
     raise AssertionError("no vdso")
 
 
+@pytest.mark.parametrize("restarted", [False, True], ids=["stopped", "restarted"])
 @pytest.mark.parametrize(("bits", "name"), [(64, "epoll_wait"), (64, "semtimedop"), (32, "epoll_wait"), (32, "sigtimedwait")])
-def test_stopped_again_before_it_has_come_to_its_call(tmp_path: Path, bits: int, name: str) -> None:
+def test_stopped_again_before_it_has_come_to_its_call(tmp_path: Path, bits: int, name: str, restarted: bool) -> None:
     """A wait that any stop ends goes on from a slot. Who is stopped right there has not begun to wait anew."""
     before, out = os.sched_getaffinity(0), tmp_path / "out"
     cpu = min(before)
@@ -113,18 +114,24 @@ def test_stopped_again_before_it_has_come_to_its_call(tmp_path: Path, bits: int,
     waiter = subprocess.Popen(words, stdin=subprocess.DEVNULL)
     try:
         time.sleep(2)
+        if restarted:
+            checkpoint(waiter.pid, tmp_path / "image", kill=True)
+            waiter.wait()
         os.sched_setaffinity(0, {cpu})  # it does not run until we wait for something
+        again = restart(tmp_path / "image") if restarted else None
+        pid = again.pid if again else waiter.pid
+        offset = procfs.timens_offsets(pid)[0] - procfs.timens_offsets(os.getpid())[0]
         in_slots = 0
         for _ in range(20):
-            with Brief(waiter.pid, {}, [waiter.pid], lambda _: 0) as tree:
+            with Brief(pid, {}, [pid], lambda _: offset) as tree:
                 in_slots += tree.processes[0].leader.was_in_slot
         os.sched_setaffinity(0, before)
         assert in_slots > 10
-        assert waiter.wait(10) == 0
-        checkpointed = outcome(out.read_text().splitlines()[1])
+        assert (again.wait() if again else waiter.wait(10)) == 0
+        ended = outcome(out.read_text().splitlines()[1])
     finally:
         os.sched_setaffinity(0, before)
         waiter.kill()
         waiter.wait()
-    check(name, checkpointed)
-    assert 2.99 <= checkpointed.monotonic < 3.6, "begun anew, it would have lasted 5 s"
+    check(name, ended)
+    assert 2.99 <= ended.monotonic < 3.6, "begun anew, it would have lasted 5 s"

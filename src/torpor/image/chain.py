@@ -88,17 +88,16 @@ def _open(image: Image, parent: ParentImage) -> Image:
 def _fault(image: Image, pages: EarlierPages) -> str | None:
     """What is wrong with where these pages are said to lie."""
     holder, unit = image.parents[pages.image], image.header.page_size
-    for chunk, runs in pages.by_chunk():
+    for chunk in sorted(set(pages.chunks)):
         if chunk >= len(holder.chunks):
             return f"there is no chunk {chunk} in {holder.name!r}"
-        record, _ = holder.chunks[chunk]
-        if not isinstance(record, Pages):
+        if not isinstance(holder.chunks[chunk][0], Pages):
             return f"chunk {chunk} of {holder.name!r} holds no pages"
-        for start, length, at in runs:
-            if (start | length | at) % unit:
-                return f"{start:#x}+{length:#x} at {at:#x} is not of whole pages"
-            if at + length > record.length:
-                return f"the run at {start:#x} ends behind the data of chunk {chunk}"
+    for start, length, chunk, at in zip(pages.starts, pages.lengths, pages.chunks, pages.offsets, strict=True):
+        if (start | length | at) % unit:
+            return f"{start:#x}+{length:#x} at {at:#x} is not of whole pages"
+        if at + length > holder.chunks[chunk][0].length:
+            return f"the run at {start:#x} ends behind the data of chunk {chunk}"
     return None
 
 

@@ -205,9 +205,12 @@ def writable(mm: Mm, address: int, length: int, nodes: Nodes) -> bool:
     end = address + length
     while address < end:
         m = _at(mm, address)
-        if m is None or not m.prot & PROT_WRITE or m.kind == SPECIAL or address >= _usable_end(m, nodes):
+        if m is None or not m.prot & PROT_WRITE or m.kind == SPECIAL:
             return False
-        address = _usable_end(m, nodes)
+        usable_end = _usable_end(m, nodes)
+        if address >= usable_end:
+            return False
+        address = usable_end
     return True
 
 

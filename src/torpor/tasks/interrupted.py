@@ -51,7 +51,7 @@ def settle(thread: FrozenThread) -> None:
     if number >= 0 and not deliverable(thread):
         thread.regs = kind.again(thread.regs)
         thread.issued_again = number
-    elif found[kind.ip] == slot and (noted := sleeping.noted(thread, padding)):
+    elif slot and found[kind.ip] == slot and (noted := sleeping.noted(thread, padding)):
         thread.issued_again = noted[0]  # it has not come to its call since the last stop
     _abort_sequence(thread)
     if thread.regs is not found or (kind.forgets_argument and kind.pending_call(thread.regs) is not None):
