@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from torpor.ahead import Ahead
-    from torpor.arch.contract import Arch
     from torpor.linux.procfs import Mapping as MappedRange
     from torpor.objects.files.seen import Seen
     from torpor.pages import PageRun, Progress
@@ -233,6 +232,7 @@ class _Here:
         self.places = {pid: _places(ranges) for pid, ranges in mappings.items()}
         self.sizes = {pid: _private_bytes(ranges) for pid, ranges in mappings.items()}
         """About how much memory each process has for itself, in bytes."""
+        self.layouts = {pid: cow.Layout(ranges) for pid, ranges in mappings.items()}
 
     def clock_offsets(self, pid: int) -> tuple[int, int]:
         """How far a process's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of torpor's own, in ns (time namespaces)."""
@@ -277,6 +277,7 @@ class _Checkpoint:
 
         Only of the relatives, which may share pages; of the others it is asked when it is needed.
         """
+        self.layouts: dict[int, cow.Layout] = {}
         self.parents: dict[int, cow.Parent] = {}
         self.sizes: dict[int, int] = {}
         """About how much memory each process has for itself, in bytes."""
@@ -294,8 +295,8 @@ class _Checkpoint:
         self.written: dict[int, list[tuple[int, int]] | None] = {}
         """What each process has written since the parent image, or since it was saved ahead, where that is known."""
         self.why_not_copied = ""
-        self.captured: list[tuple[Arch, threads.Thread, dict[str, int], object]] = []
-        """The threads that are described, with the registers they go on with, and what else has been captured."""
+        self.captured: list[tuple[threads.Captured, int, tuple[int, int]]] = []
+        """The threads that are still to become records, each with its process's, and with the call that is to be resumed."""
         self.contents: dict[tuple[int, str | int], Iterator[tuple[int, bytes]]] = {}
         """(file's id, path it is opened by, or offset of a part of it) -> its contents."""
 
@@ -329,9 +330,9 @@ class _Checkpoint:
             if self.here.places.get(pid) != _places(process.mappings):
                 self.mappings[pid] = changed[pid] = procfs.smaps(pid)
                 self.here.code.note(self.mappings[pid])
-                self.sizes[pid] = _private_bytes(self.mappings[pid])
+                self.sizes[pid], self.layouts[pid] = _private_bytes(self.mappings[pid]), cow.Layout(self.mappings[pid])
             else:
-                self.sizes[pid] = self.here.sizes[pid]
+                self.sizes[pid], self.layouts[pid] = self.here.sizes[pid], self.here.layouts[pid]
             self.descriptors[pid] = look(pid)
         preflight.refuse(preflight.frozen(self.tree, changed, self.descriptors))
 
@@ -379,7 +380,7 @@ class _Checkpoint:
             self.saving.also(("files", process.pid), ("files", shared[process.pid]))
             owner = self.sharer(process, kcmp.FS)
             if owner == process.pid:
-                tables.save_fs(process.pid, self.saving)
+                tables.save_fs(process, self.saving)
             self.saving.also(("fs", process.pid), ("fs", owner))
             for seen in self.descriptors[process.pid]:
                 self.note_contents(seen)
@@ -445,16 +446,15 @@ class _Checkpoint:
         parent = process.parent
         if parent is None or parent.zombie or parent.arch is not process.arch:
             return
-        before, now = self.mappings[parent.pid], self.mappings[process.pid]
+        before, now = self.layouts[parent.pid], self.layouts[process.pid]
         sharing = self.saving.known(("files", process.pid)) == self.saving.known(("files", parent.pid))
         sharing |= self.saving.known(("fs", process.pid)) == self.saving.known(("fs", parent.pid))
-        if not cow.related(before, now):
+        if not now.related(before):
             return
         if parent.pid not in self.parents:
-            self.parents[parent.pid] = cow.Parent(parent.pid, before, self.all_pages[parent.pid])
-        alike = cow.kept(self.parents[parent.pid].keys, now)
+            self.parents[parent.pid] = cow.Parent(parent.pid, self.all_pages[parent.pid])
         mems = parent.mem, process.mem
-        heritage = cow.compare(self.parents[parent.pid], process.pid, self.pages[process.pid], alike, mems)
+        heritage = cow.compare(self.parents[parent.pid], process.pid, self.pages[process.pid], now.kept(before), mems)
         if heritage.shared or sharing:
             self.heirs.add(process.pid)
             space.base = self.saving.known(("mm", parent.pid))
@@ -478,20 +478,21 @@ class _Checkpoint:
         ]
 
     def write_thread(self, thread: FrozenThread, process: int, told: _Told) -> None:
-        """A thread; its record and those of its registers follow (`write_registers`)."""
-        record = threads.describe(thread, process, told.threads[thread.tid])
-        record.call, record.left = told.waits.left[thread.tid]
-        # `capture` has seen the registers as they were; those that count are the ones the thread will go on with.
-        self.captured.append((thread.process.arch, record, dict(thread.regs), told.registers[thread.tid]))
+        """A thread; its record and those of its registers follow (`write_threads`)."""
+        # Its registers have been captured as they were; those that count are the ones the thread will go on with.
+        captured = threads.Captured(thread, told.threads[thread.tid], told.registers[thread.tid])
+        self.captured.append((captured, process, told.waits.left[thread.tid]))
         if len(self.captured) == CAPTURED:
-            self.write_registers()
+            self.write_threads()
 
-    def write_registers(self) -> None:
-        """The threads described so far and, behind each, the register records that its mask announces (R-B5)."""
-        captured, self.captured = self.captured, []
-        for kind, thread, general, others in captured:
-            records = [kind.registers.general_record(general), *kind.registers.decode(others)[1:]]
-            thread.registers = kind.registers.mask(records)
+    def write_threads(self) -> None:
+        """The threads captured so far and, behind each, the register records that its mask announces (R-B5)."""
+        waiting, self.captured = self.captured, []
+        for captured, process, resumed in waiting:
+            thread, registers = threads.describe(captured, process), captured.arch.registers
+            thread.call, thread.left = resumed
+            records = [registers.general_record(captured.general), *registers.decode(captured.registers)[1:]]
+            thread.registers = registers.mask(records)
             for record in (thread, *records):
                 self.writer.add(record)
 
@@ -611,7 +612,7 @@ class _Checkpoint:
             for copy in self.copies.values():
                 _refuse_a_lost(copy, error)
             raise
-        self.write_registers()
+        self.write_threads()
         for pid, copy in list(self.copies.items()):
             try:
                 copy.part()

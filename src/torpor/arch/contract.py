@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
         def read_general(self, tid: int) -> Registers: ...
         def write_general(self, tid: int, regs: Registers) -> None: ...
+        def instruction_pointer(self, tid: int) -> int: ...
         def restart_ended(self, tid: int, calls: AbstractSet[int], seen: Seen | None) -> None: ...
         def read(self, tid: int) -> list[Record]: ...
         def capture(self, tid: int) -> object: ...
@@ -74,7 +75,7 @@ _DESCRIPTOR_AT = 0xC0  # in a stub, behind its headers
 class Code:
     """Machine code that torpor lends to a task: position, variables and absolute addresses are filled in by `placed`."""
 
-    __slots__ = ("_bytes", "_fixups", "_order", "_widths", "symbols")
+    __slots__ = ("_bytes", "_fixups", "_latest", "_order", "_widths", "restored", "symbols")
 
     def __init__(
         self, code: bytes, symbols: Mapping[str, int], fixups: Sequence[tuple[int, int, str]], order: Order = sys.byteorder
@@ -83,6 +84,9 @@ class Code:
         ordered = sorted(symbols.values())
         following = dict(itertools.pairwise(ordered))
         self._widths = {name: following.get(at, 0) - at for name, at in symbols.items() if name[:2] in ("v_", "r_")}
+        self.restored = [(name, name[2:]) for name in self._widths if name[:2] == "r_"]
+        """The variables for registers to be put back, and the names of these."""
+        self._latest: tuple[int, int, bytes] = 0, 0, b""
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -93,15 +97,29 @@ class Code:
         return self._widths
 
     def placed(self, at: int, work: int, values: Mapping[str, int]) -> bytes:
-        """The bytes to put at the address `at`, for a work area at `work`, with `values` in the variables."""
-        image = bytearray(self._bytes)
-        for where, width, base in self._fixups:
-            address = int.from_bytes(image[where : where + width], self._order) + (at if base == "code" else work)
-            image[where : where + width] = (address & ((1 << 8 * width) - 1)).to_bytes(width, self._order)
+        """The bytes to put at the address `at`, for a work area at `work`, with `values` in the variables.
+
+        Values for which this code has no variable are left out: not every architecture's needs all.
+        """
+        image = bytearray(self._at(at, work))
+        symbols, widths, order = self.symbols, self._widths, self._order
         for name, value in values.items():
-            width = self._widths[name]
-            image[self.symbols[name] : self.symbols[name] + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, self._order)
+            if name in widths:
+                start, width = symbols[name], widths[name]
+                image[start : start + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, order)
         return bytes(image)
+
+    def _at(self, at: int, work: int) -> bytes:
+        """The code with its absolute addresses; those of one process are all alike."""
+        if not self._fixups:
+            return self._bytes
+        if self._latest[:2] != (at, work):
+            image = bytearray(self._bytes)
+            for where, width, base in self._fixups:
+                address = int.from_bytes(image[where : where + width], self._order) + (at if base == "code" else work)
+                image[where : where + width] = (address & ((1 << 8 * width) - 1)).to_bytes(width, self._order)
+            self._latest = at, work, bytes(image)
+        return self._latest[2]
 
 
 class Room:
@@ -287,7 +305,7 @@ class Arch(Waits):
     def heal_values(self, regs: Registers, tid: int) -> dict[str, int]:
         """The values of the code's variables that bring the stopped task `tid` back to `regs` by itself."""
         settled = self.settled(regs)
-        values = {name: settled[name[2:]] for name in self.code.variables if name[:2] == "r_"}
+        values = {name: settled[register] for name, register in self.code.restored}
         if self.flags:
             values["v_flags"] = settled[self.flags] & self.kept_flags
         return values
@@ -366,9 +384,7 @@ class Arch(Waits):
         head = elf.header(self.elf_machine, self.word, self.elf_flags, entry, 2)
         head += elf.segment(self.word, _PT_LOAD, 5, 0, address, PAGE, PAGE)
         head += elf.segment(self.word, _PT_GNU_STACK, 6, 0, 0, 0, 16)  # not executable
-        known = {"v_work": work, "v_length": length, **values}
-        known = {name: value for name, value in known.items() if name in self.code.variables}
-        body = self.code.placed(address + header, work, known)
+        body = self.code.placed(address + header, work, {"v_work": work, "v_length": length, **values})
         head = head.ljust(_DESCRIPTOR_AT, b"\0") + (self.words(first, 0, 0) if self.descriptors else b"")
         return (head.ljust(header, b"\0") + body).ljust(PAGE, b"\0")
 

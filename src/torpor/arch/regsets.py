@@ -49,6 +49,14 @@ class Regsets:
     states: Mapping[type[Record], State]
     rules: Rules
 
+    def instruction_pointer(self, tid: int) -> int:
+        """Where a stopped thread goes on."""
+        return self.read_general(tid)[self.ip]
+
+    def read_general(self, tid: int) -> dict[str, int]:
+        """The general registers of a stopped thread, by name."""
+        raise NotImplementedError
+
     def capture(self, tid: int) -> object:
         """All registers of a stopped thread, as quickly as they can be taken: what `decode` makes records of, perhaps later."""
         return self.read(tid)

@@ -46,13 +46,6 @@ def read_into(pid: int, runs: list[tuple[int, int]], target: int, length: int) -
         raise OSError(14, f"process_vm_readv({pid}, {runs[0][0]:#x}): {got} of {length} bytes")
 
 
-def write(pid: int, parts: list[tuple[int, bytes]]) -> None:
-    """Write every (address, data), at most IOV_MAX of them, in order. Raises OSError where it is not mapped and writable."""
-    data = b"".join(part for _, part in parts)
-    block = ctypes.create_string_buffer(data, len(data))
-    write_from(pid, ctypes.addressof(block), [(address, len(part)) for address, part in parts])
-
-
 def write_from(pid: int, source: int, runs: list[tuple[int, int]]) -> None:
     """Scatter this process's memory from the address `source` on over `runs` of (address, bytes) in process `pid`.
 

@@ -53,6 +53,8 @@ _IS_WRITTEN, _WP_MATCHING, _CHECK_WPASYNC = 1 << 1, 1, 2
 _VECTOR = 512  # regions per call; the kernel gathers no more than that at a time itself
 
 # One pagemap entry (Documentation/admin-guide/mm/pagemap.rst): present, swapped, file or shared, guard; and the PFN.
+ENTRY = 8
+"""Bytes of an entry of pagemap, which is for a page."""
 _PRESENT, _SWAPPED, _FILE, _GUARD = 1 << 63, 1 << 62, 1 << 61, 1 << 58
 _PFN = (1 << 55) - 1
 _CHUNK = 1 << 20  # bytes of pagemap read at a time: 512 MiB of 4 KiB pages

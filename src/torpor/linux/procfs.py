@@ -19,7 +19,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 RLIM_INFINITY = 2**64 - 1
 """Given for "unlimited" on every architecture, also where the kernel's own value is 2**32 - 1."""
@@ -310,45 +310,73 @@ def _by_parent() -> dict[int, list[int]]:
 # stat and status
 
 
-class Stat:
-    """/proc/PID/stat (proc_pid_stat(5)). Addresses and exit_code are 0 (or 1) without ptrace rights on the task."""
+_STAT = {
+    "ppid": 4, "pgrp": 5, "session": 6, "tty_nr": 7, "tpgid": 8, "flags": 9, "utime": 14, "stime": 15, "nice": 19, "starttime": 22,
+    "vsize": 23, "start_code": 26, "end_code": 27, "start_stack": 28, "exit_signal": 38, "last_cpu": 39, "rt_priority": 40,
+    "policy": 41, "start_data": 45, "end_data": 46, "start_brk": 47, "arg_start": 48, "arg_end": 49, "env_start": 50, "env_end": 51,
+    "exit_code": 52,
+}  # fmt: skip
+"""The numbers of the fields (proc_pid_stat(5)) that are plain numbers."""
 
-    __slots__ = (
-        "arg_end", "arg_start", "comm", "end_code", "end_data", "env_end", "env_start", "exit_code", "exit_signal",
-        "flags", "last_cpu", "nice", "pgrp", "pid", "policy", "ppid", "rt_priority", "session", "start_brk",
-        "start_code",
-        "start_data", "start_stack", "starttime", "state", "stime", "tpgid", "tty_nr", "utime", "vsize",
-    )  # fmt: skip
+
+class Stat:
+    """/proc/PID/stat (proc_pid_stat(5)). Addresses and exit_code are 0 (or 1) without ptrace rights on the task.
+
+    What is seen is of one moment; each field becomes a number when it is asked for, for a program may have hundreds of tasks.
+    """
+
+    __slots__ = ("_words", "comm", "pid", "state", *_STAT)
+
+    ppid: int
+    pgrp: int
+    session: int
+    tty_nr: int
+    """Device number of the controlling terminal, 0 for none."""
+    tpgid: int
+    """Foreground process group of that terminal, -1 for none."""
+    flags: int
+    """PF_* bits (linux/sched.h)."""
+    utime: int
+    stime: int
+    """Clock ticks (sysconf SC_CLK_TCK)."""
+    nice: int
+    starttime: int
+    """Clock ticks from boot (as the reader's time namespace has it) to the start: (pid, starttime) is unique."""
+    vsize: int
+    start_code: int
+    end_code: int
+    start_stack: int
+    exit_signal: int
+    last_cpu: int
+    rt_priority: int
+    policy: int
+    start_data: int
+    end_data: int
+    start_brk: int
+    arg_start: int
+    arg_end: int
+    env_start: int
+    env_end: int
+    exit_code: int
+    """As waitpid(2) gives it, for a zombie."""
 
     def __init__(self, data: bytes) -> None:
         # comm may hold blanks, parentheses and newlines; no field after it can hold a parenthesis.
         opening, closing = data.index(b"("), data.rindex(b")")
-        field = data[closing + 2 :].split()  # field[n] is field n + 3 of the man page
         self.pid = int(data[:opening])
         self.comm = data[opening + 1 : closing]
-        self.state = field[0].decode()
+        self._words = data[closing + 2 :].split()
+        self.state = self._words[0].decode()
         """R running, S sleeping, D disk sleep, T stopped, t traced, Z zombie, X dead, I idle kernel thread."""
-        self.ppid, self.pgrp, self.session = int(field[1]), int(field[2]), int(field[3])
-        self.tty_nr = int(field[4])
-        """Device number of the controlling terminal, 0 for none."""
-        self.tpgid = int(field[5])
-        """Foreground process group of that terminal, -1 for none."""
-        self.flags = int(field[6])
-        """PF_* bits (linux/sched.h)."""
-        self.utime, self.stime = int(field[11]), int(field[12])
-        """Clock ticks (sysconf SC_CLK_TCK)."""
-        self.nice = int(field[16])
-        self.starttime = int(field[19])
-        """Clock ticks from boot (as the reader's time namespace has it) to the start: (pid, starttime) is unique."""
-        self.vsize = int(field[20])
-        self.start_code, self.end_code, self.start_stack = int(field[23]), int(field[24]), int(field[25])
-        self.exit_signal, self.last_cpu = int(field[35]), int(field[36])
-        self.rt_priority, self.policy = int(field[37]), int(field[38])
-        self.start_data, self.end_data, self.start_brk = int(field[42]), int(field[43]), int(field[44])
-        self.arg_start, self.arg_end = int(field[45]), int(field[46])
-        self.env_start, self.env_end = int(field[47]), int(field[48])
-        self.exit_code = int(field[49])
-        """As waitpid(2) gives it, for a zombie."""
+
+    def __getattr__(self, name: str) -> int:
+        """A field that is asked for the first time."""
+        number = _STAT.get(name)
+        if number is None:
+            raise AttributeError(name)
+        value = int(self._words[number - 3])
+        setattr(self, name, value)
+        return value
 
 
 def stat(pid: int, tid: int | None = None) -> Stat:
@@ -356,56 +384,123 @@ def stat(pid: int, tid: int | None = None) -> Stat:
     return Stat(_read(_task(pid, tid) + "/stat"))
 
 
+def _numbers(text: bytes) -> list[int]:
+    return [int(word) for word in text.split()]
+
+
+def _four(text: bytes) -> tuple[int, int, int, int]:
+    real, effective, saved, fs = text.split()
+    return int(real), int(effective), int(saved), int(fs)
+
+
+def _hexadecimal(text: bytes) -> int:
+    return int(text, 16)
+
+
+def _octal(text: bytes) -> int:
+    return int(text, 8)
+
+
+def _unescaped(name: bytes) -> bytes:
+    return name.replace(b"\\\\", b"\0").replace(b"\\n", b"\n").replace(b"\0", b"\\") if b"\\" in name else name
+
+
+def _letter(text: bytes) -> str:
+    return text[:1].decode()
+
+
+_STATUS: dict[str, tuple[bytes, Callable[[bytes], object], bytes]] = {
+    "name": (b"Name", _unescaped, b""),
+    "umask": (b"Umask", _octal, b"-1"),
+    "state": (b"State", _letter, b""),
+    "tgid": (b"Tgid", int, b""),
+    "pid": (b"Pid", int, b""),
+    "ppid": (b"PPid", int, b""),
+    "tracer_pid": (b"TracerPid", int, b""),
+    "uids": (b"Uid", _four, b""),
+    "gids": (b"Gid", _four, b""),
+    "groups": (b"Groups", _numbers, b""),
+    "ns_tgid": (b"NStgid", _numbers, b""),
+    "ns_pid": (b"NSpid", _numbers, b""),
+    "ns_pgid": (b"NSpgid", _numbers, b""),
+    "ns_sid": (b"NSsid", _numbers, b""),
+    "threads": (b"Threads", int, b"0"),
+    "pending": (b"SigPnd", _hexadecimal, b""),
+    "shd_pending": (b"ShdPnd", _hexadecimal, b""),
+    "blocked": (b"SigBlk", _hexadecimal, b""),
+    "ignored": (b"SigIgn", _hexadecimal, b""),
+    "caught": (b"SigCgt", _hexadecimal, b""),
+    "cap_inheritable": (b"CapInh", _hexadecimal, b""),
+    "cap_permitted": (b"CapPrm", _hexadecimal, b""),
+    "cap_effective": (b"CapEff", _hexadecimal, b""),
+    "cap_bounding": (b"CapBnd", _hexadecimal, b""),
+    "cap_ambient": (b"CapAmb", _hexadecimal, b"0"),
+    "no_new_privs": (b"NoNewPrivs", int, b"0"),
+    "seccomp": (b"Seccomp", int, b"0"),
+}
+"""How each field is written there, and what stands for it where it may be missing."""
+
+
 class Status:
     """/proc/PID/status (proc_pid_status(5)). Signal sets have bit n-1 for signal n, capability sets bit n for number n.
 
     Fields that a zombie or an older kernel does not show are 0, `umask` is -1. The ns_* lists begin with the number
-    in the pid namespace of this /proc and end with the one in the task's own.
+    in the pid namespace of this /proc and end with the one in the task's own. What is seen is of one moment; each field is made of
+    its line when it is asked for, for a program may have hundreds of tasks.
     """
 
-    __slots__ = (
-        "blocked", "cap_ambient", "cap_bounding", "cap_effective", "cap_inheritable", "cap_permitted", "caught",
-        "gids", "groups", "ignored", "name", "no_new_privs", "ns_pgid", "ns_pid", "ns_sid", "ns_tgid", "pending", "pid", "ppid",
-        "seccomp", "shd_pending", "state", "tgid", "threads", "tracer_pid", "uids", "umask",
-    )  # fmt: skip
+    __slots__ = ("_text", *_STATUS)
+
+    name: bytes
+    """The thread's comm."""
+    umask: int
+    state: str
+    """The letter, as in Stat.state."""
+    tgid: int
+    pid: int
+    ppid: int
+    tracer_pid: int
+    uids: tuple[int, int, int, int]
+    """Real, effective, saved, file system."""
+    gids: tuple[int, int, int, int]
+    groups: list[int]
+    ns_tgid: list[int]
+    ns_pid: list[int]
+    ns_pgid: list[int]
+    ns_sid: list[int]
+    threads: int
+    pending: int
+    shd_pending: int
+    """Signals that wait for this thread, and for any thread of the process."""
+    blocked: int
+    ignored: int
+    caught: int
+    cap_inheritable: int
+    cap_permitted: int
+    cap_effective: int
+    cap_bounding: int
+    cap_ambient: int
+    no_new_privs: int
+    seccomp: int
+    """0 disabled, 1 strict, 2 filter."""
 
     def __init__(self, data: bytes) -> None:
-        table: dict[bytes, bytes] = {}
-        for line in data.split(b"\n"):
-            key, _, value = line.partition(b":")
-            table[key] = value
-        get = table.get
-        name = table[b"Name"][1:]
-        if b"\\" in name:
-            name = name.replace(b"\\\\", b"\0").replace(b"\\n", b"\n").replace(b"\0", b"\\")
-        self.name = name
-        """The thread's comm."""
-        self.umask = int(get(b"Umask", b"-1"), 8)
-        self.state = table[b"State"][1:2].decode()
-        """The letter, as in Stat.state."""
-        self.tgid, self.pid = int(table[b"Tgid"]), int(table[b"Pid"])
-        self.ppid, self.tracer_pid = int(table[b"PPid"]), int(table[b"TracerPid"])
-        real, effective, saved, fs = table[b"Uid"].split()
-        self.uids = (int(real), int(effective), int(saved), int(fs))
-        """Real, effective, saved, file system."""
-        real, effective, saved, fs = table[b"Gid"].split()
-        self.gids = (int(real), int(effective), int(saved), int(fs))
-        self.groups = [int(group) for group in table[b"Groups"].split()]
-        self.ns_tgid = [int(word) for word in get(b"NStgid", table[b"Tgid"]).split()]
-        self.ns_pid = [int(word) for word in get(b"NSpid", table[b"Pid"]).split()]
-        self.ns_pgid = [int(word) for word in get(b"NSpgid", b"").split()]
-        self.ns_sid = [int(word) for word in get(b"NSsid", b"").split()]
-        self.threads = int(get(b"Threads", b"0"))
-        self.pending, self.shd_pending = int(table[b"SigPnd"], 16), int(table[b"ShdPnd"], 16)
-        """Signals that wait for this thread, and for any thread of the process."""
-        self.blocked = int(table[b"SigBlk"], 16)
-        self.ignored, self.caught = int(table[b"SigIgn"], 16), int(table[b"SigCgt"], 16)
-        self.cap_inheritable, self.cap_permitted = int(table[b"CapInh"], 16), int(table[b"CapPrm"], 16)
-        self.cap_effective, self.cap_bounding = int(table[b"CapEff"], 16), int(table[b"CapBnd"], 16)
-        self.cap_ambient = int(get(b"CapAmb", b"0"), 16)
-        self.no_new_privs = int(get(b"NoNewPrivs", b"0"))
-        self.seccomp = int(get(b"Seccomp", b"0"))
-        """0 disabled, 1 strict, 2 filter."""
+        self._text = b"\n" + data
+
+    def __getattr__(self, name: str) -> object:
+        """A field that is asked for the first time."""
+        if name not in _STATUS:
+            raise AttributeError(name)
+        key, made_of, otherwise = _STATUS[name]
+        at = self._text.find(b"\n" + key + b":\t")  # a newline in a name is escaped
+        if at >= 0:
+            value = made_of(self._text[at + len(key) + 3 : self._text.find(b"\n", at + 1)])
+        elif name in ("ns_tgid", "ns_pid"):
+            value = [self.tgid if name == "ns_tgid" else self.pid]
+        else:
+            value = made_of(otherwise)
+        setattr(self, name, value)
+        return value
 
 
 def status(pid: int, tid: int | None = None) -> Status:
@@ -505,8 +600,20 @@ def limits(pid: int) -> list[tuple[int, int]]:
 
     Needs no capability, unlike prlimit(2) on another user's process.
     """
+    global _latest_limits
+    text, latest = _read(f"/proc/{pid}/limits"), _latest_limits
+    if text != latest[0]:  # those of the processes of a tree are alike, as a rule
+        latest = _latest_limits = text, _as_limits(text)
+    return list(latest[1])
+
+
+_latest_limits: tuple[bytes, list[tuple[int, int]]] = b"", []
+"""What `limits` has read last, and made of it."""
+
+
+def _as_limits(text: bytes) -> list[tuple[int, int]]:
     found = [(RLIM_INFINITY, RLIM_INFINITY)] * len(_LIMITS)
-    for line in _read(f"/proc/{pid}/limits").split(b"\n")[1:]:
+    for line in text.split(b"\n")[1:]:
         number = _LIMITS.get(line[:25].rstrip())
         if number is not None:
             soft, hard = line[25:].split()[:2]

@@ -18,13 +18,15 @@ from torpor.objects.memory import LOCKED, LOCKONFAULT, attributes, has_file, spe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torpor.linux.procfs import Mapping
 
     Runs = list[tuple[Mapping, int, int]]
 
 _WINDOW = 1 << 20
+_TOGETHER = 4 << 20
+"""Bytes of address space within which small runs of pages are looked at together: to ask the kernel takes as long as 1 MiB."""
 _REMEMBERED = 256 << 20
 """Bytes of pages of a process up to which it is remembered where they are: 8 bytes for each page."""
 
@@ -44,58 +46,111 @@ def key(mapping: Mapping) -> tuple[object, ...]:
     return mapping.start, mapping.end, mapping.perms, file, attributes(mapping) & ~(LOCKED | LOCKONFAULT)
 
 
-def related(parent: Sequence[Mapping], child: Sequence[Mapping]) -> bool:
-    """Whether the child can have been forked from the parent without an execve since: the kernel's mappings are the same."""
-    places = [[(m.path, m.start, m.end) for m in mappings if special(m)] for mappings in (parent, child)]
-    return places[0] == places[1]
+class Layout:
+    """What counts of a process's mappings when it is compared with its relatives: it can be made before the stop."""
 
+    __slots__ = ("_kernel", "_keys", "_survivors")
 
-def kept(theirs: Container[tuple[object, ...]], child: Sequence[Mapping]) -> set[tuple[int, int]]:
-    """(start, end) of the private mappings of a child that survive a fork and are alike in its parent, whose keys are `theirs`."""
-    return {(m.start, m.end) for m in child if not m.shared and not special(m) and not m.flags & {"dc", "wf"} and key(m) in theirs}
+    def __init__(self, mappings: Sequence[Mapping]) -> None:
+        keys = [(m, key(m)) for m in mappings]
+        self._keys = {found for _, found in keys}
+        self._kernel = [(m.path, m.start, m.end) for m in mappings if special(m)]
+        self._survivors = [
+            (found, (m.start, m.end)) for m, found in keys if not m.shared and not special(m) and m.flags.isdisjoint(("dc", "wf"))
+        ]
+
+    def related(self, parent: Layout) -> bool:
+        """Whether the process can have been forked from the parent without an execve since: the kernel's mappings are the same."""
+        return self._kernel == parent._kernel
+
+    def kept(self, parent: Layout) -> set[tuple[int, int]]:
+        """(start, end) of the private mappings that survive a fork and are alike in the parent."""
+        return {place for found, place in self._survivors if found in parent._keys}
 
 
 class Parent:
-    """A process and what its children are compared with: `runs`, its pages, and the `keys` of its mappings."""
+    """A process that its children are compared with, and `runs`, its pages."""
 
-    __slots__ = ("_frames", "keys", "pid", "runs")
+    __slots__ = ("_frames", "pid", "runs")
 
-    def __init__(self, pid: int, mappings: Sequence[Mapping], runs: Runs) -> None:
+    def __init__(self, pid: int, runs: Runs) -> None:
         self.pid, self.runs = pid, runs
-        self.keys = {key(mapping) for mapping in mappings}
         few = sum(length for _, _, length in runs) <= _REMEMBERED
         self._frames: dict[tuple[int, int], bytes | None] | None = {} if few else None
 
-    def frames(self, fd: int, start: int, length: int) -> bytes | None:
+    def frames(self, fd: int, start: int, end: int) -> bytes | None:
         """Its pagemap.pfns, remembered, for it can have many children. `fd`: its pagemap."""
         if self._frames is None:
-            return pagemap.pfns(fd, start, start + length)
-        if (start, length) not in self._frames:
-            self._frames[start, length] = pagemap.pfns(fd, start, start + length)
-        return self._frames[start, length]
+            return pagemap.pfns(fd, start, end)
+        if (start, end) not in self._frames:
+            self._frames[start, end] = pagemap.pfns(fd, start, end)
+        return self._frames[start, end]
+
+
+class _Both:
+    """The pages of a parent and of the process `child`, one window after the other; `runs` are to be looked at, ascending.
+
+    `mems`: the /proc/PID/mem of parent and child.
+    """
+
+    __slots__ = ("_end", "_left", "_mems", "_pagemaps", "_parent", "_right", "_start", "_windows")
+
+    def __init__(self, parent: Parent, child: int, runs: Sequence[tuple[int, int]], mems: tuple[int, int]) -> None:
+        self._parent, self._mems, self._windows = parent, mems, _windows(runs)
+        self._start = self._end = 0
+        self._left: bytes | None = None
+        self._right: bytes | None = None
+        self._pagemaps = pagemap.open(parent.pid), pagemap.open(child)
+
+    def close(self) -> None:
+        for fd in self._pagemaps:
+            os.close(fd)
+
+    def same(self, address: int, length: int) -> Iterator[tuple[int, int]]:
+        """The runs (address, bytes) of pages that both share, in a part of one of the runs; the parts come in ascending order."""
+        while address >= self._end:
+            self._start, self._end = next(self._windows)
+            self._left = self._parent.frames(self._pagemaps[0], self._start, self._end)
+            self._right = pagemap.pfns(self._pagemaps[1], self._start, self._end)
+        if self._left is None or self._right is None:  # the kernel hides frame numbers (no CAP_SYS_ADMIN)
+            yield from _same_by_contents(self._mems, address, length)
+            return
+        low, high = ((at - self._start) // PAGE * pagemap.ENTRY for at in (address, address + length))
+        for first, count in pagemap.same_frames(self._left[low:high], self._right[low:high]):
+            yield address + first * PAGE, count * PAGE
+
+
+def _windows(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(start, end) of what is looked at together: a large run, or small ones that lie close to each other."""
+    low = high = 0
+    for address, length in runs:
+        if high and address + length - low > _TOGETHER:
+            yield low, high
+            high = 0
+        low, high = low if high else address, address + length
+    if high:
+        yield low, high
 
 
 def compare(parent: Parent, child: int, child_runs: Runs, alike: set[tuple[int, int]], mems: tuple[int, int]) -> Heritage:
-    """What of the pages of process `child` is still the parent's. `alike`: the mappings that both have (`kept`).
+    """What of the pages of process `child` is still the parent's. `alike`: the mappings that both have (`Layout.kept`).
 
     `mems`: the /proc/PID/mem of parent and child.
     """
     theirs = [(address, length) for m, address, length in parent.runs if (m.start, m.end) in alike]
+    mine = [(address, length) for m, address, length in child_runs if (m.start, m.end) in alike]
     whole = set(theirs)
     own: Runs = []
     shared = 0
-    mine: list[tuple[int, int]] = []
-    pagemaps = pagemap.open(parent.pid), pagemap.open(child)
+    both = _Both(parent, child, mine, mems)
     try:
         for mapping, address, length in child_runs:
-            run = address, length
             if (mapping.start, mapping.end) not in alike:
                 own.append((mapping, address, length))
                 continue
-            mine.append(run)
-            at = address
+            run, at = (address, length), address
             for start, size in [run] if run in whole else _overlaps(address, length, theirs):
-                for first, count in _same(parent, pagemaps, mems, start, size):
+                for first, count in both.same(start, size):
                     if first > at:
                         own.append((mapping, at, first - at))
                     at = first + count
@@ -103,8 +158,7 @@ def compare(parent: Parent, child: int, child_runs: Runs, alike: set[tuple[int, 
             if at < address + length:
                 own.append((mapping, at, address + length - at))
     finally:
-        for fd in pagemaps:
-            os.close(fd)
+        both.close()
     return Heritage(own, list(_without(theirs, mine)) if mine != theirs else [], shared)
 
 
@@ -130,18 +184,6 @@ def _without(runs: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iter
             at = start + size
         if at < address + length:
             yield at, address + length - at
-
-
-def _same(
-    parent: Parent, pagemaps: tuple[int, int], mems: tuple[int, int], address: int, length: int
-) -> Iterator[tuple[int, int]]:
-    """The runs (address, bytes) of pages that two processes share."""
-    left, right = parent.frames(pagemaps[0], address, length), pagemap.pfns(pagemaps[1], address, address + length)
-    if left is None or right is None:  # the kernel hides frame numbers (no CAP_SYS_ADMIN)
-        yield from _same_by_contents(mems, address, length)
-        return
-    for first, count in pagemap.same_frames(left, right):
-        yield address + first * PAGE, count * PAGE
 
 
 def _same_by_contents(mems: tuple[int, int], address: int, length: int) -> Iterator[tuple[int, int]]:

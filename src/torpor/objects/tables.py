@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torpor.arch.contract import Arch
     from torpor.objects.making import Making
     from torpor.objects.saving import Saving
+    from torpor.tasks.freeze import FrozenProcess
 
 FD_MAX = 1 << 20
 POSIX, OFD, FLOCK = 0, 1, 2
@@ -123,9 +124,9 @@ def obstacles(seen: Seen) -> list[Obstacle]:
     ]
 
 
-def save_fs(pid: int, saving: Saving) -> int:
+def save_fs(process: FrozenProcess, saving: Saving) -> int:
     """Write a process's place in the file system. Returns its id."""
-    umask = procfs.status(pid).umask
+    pid, umask = process.pid, process.status.umask
     return saving.add(Fs(id=saving.new_id(), root=procfs.root(pid), cwd=procfs.cwd(pid), umask=umask), ("fs", pid))
 
 

@@ -128,20 +128,36 @@ def ask(remote: Remote) -> Generator[Calls, list[int], Inside]:
     return found
 
 
-def describe(thread: FrozenThread, process: int, inside: Inside) -> Thread:
-    """The record of a stopped thread, still without the mask of its register records."""
-    status, tid = thread.status, thread.tid
-    attributes = sched.sched_getattr(tid)
-    rseq, rseq_length, rseq_signature = ptrace.rseq_configuration(tid)
+class Captured:
+    """A stopped thread as the kernel shows it: quick to take in the pause, described after it.
+
+    `general` are the registers that it goes on with, `registers` what its architecture has captured of all.
+    """
+
+    __slots__ = ("affinity", "arch", "attributes", "general", "inside", "mask", "own_tid", "pending", "registers", "rseq", "status")
+
+    def __init__(self, thread: FrozenThread, inside: Inside, registers: object) -> None:
+        tid = thread.tid
+        self.arch, self.own_tid, self.mask, self.status = thread.process.arch, thread.own_tid, thread.mask, thread.status
+        self.inside, self.general, self.registers = inside, dict(thread.regs), registers
+        self.attributes = sched.sched_getattr(tid)
+        self.rseq = ptrace.rseq_configuration(tid)
+        self.pending = ptrace.pending_signals(tid, shared=False) if thread.status.pending else []
+        self.affinity = os.sched_getaffinity(tid)
+
+
+def describe(thread: Captured, process: int) -> Thread:
+    """The record of a thread, still without the mask of its register records."""
+    status, attributes, inside = thread.status, thread.attributes, thread.inside
+    rseq, rseq_length, rseq_signature = thread.rseq
     stack, stack_flags, stack_length = inside.stack
-    pending = ptrace.pending_signals(tid, shared=False) if status.pending else []
     return Thread(
         process=process,
         tid=thread.own_tid,
         name=status.name.decode("utf-8", "surrogateescape"),
         registers=0,
         blocked=thread.mask,
-        pending=[unpack_siginfo(info, thread.process.arch) for info in pending],
+        pending=[unpack_siginfo(info, thread.arch) for info in thread.pending],
         clear_child_tid=inside.clear_child_tid,
         robust_list=inside.robust[0],
         robust_length=inside.robust[1],
@@ -165,7 +181,7 @@ def describe(thread: FrozenThread, process: int, inside: Inside) -> Thread:
         policy=attributes.policy,
         nice=attributes.nice,
         priority=attributes.priority,
-        affinity=sorted(os.sched_getaffinity(tid)),
+        affinity=sorted(thread.affinity),
     )
 
 

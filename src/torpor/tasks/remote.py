@@ -18,7 +18,7 @@ import os
 import struct
 
 from torpor.errors import Obstacle, TorporError, Unsupported
-from torpor.linux import memory, procfs, ptrace
+from torpor.linux import procfs, ptrace
 from torpor.linux.libc import PAGE
 from torpor.tasks.phase import INJECTED, INJECTING, enter_phase
 from torpor.tasks.retry import slots_at, words_in
@@ -277,10 +277,8 @@ class Remote:
             "v_block": a.mask_value(self._block),
             "v_mask": a.mask_value(thread.mask),
         }
-        values = {name: value for name, value in values.items() if name in a.code.variables}
         code = a.code.placed(self.code_at, self.work_at, values)
-        if os.pwrite(thread.process.mem, code, self.code_at) != len(code):
-            raise OSError(14, f"/proc/{thread.process.pid}/mem: short write")
+        thread.process.write(self.code_at, code)
 
     def infect(self) -> None:
         """Let the thread map its work area. From here on it would heal by itself."""
@@ -303,7 +301,8 @@ class Remote:
 
     def _work_area_is_there(self) -> bool:
         try:
-            return len(os.pread(self.thread.process.mem, 8, self.work_at)) == 8
+            self.take(self.work_at, 8)
+            return True
         except OSError:
             return False
 
@@ -380,7 +379,7 @@ class Remote:
         """
         self._load(calls, passed_on)
         self._enter("batch")
-        done = memory.read(self.thread.process.pid, self.work_at + _TABLE, _ENTRY.size * len(calls))
+        done = self.take(self.work_at + _TABLE, _ENTRY.size * len(calls))
         results = struct.unpack(f"={9 * len(calls)}Q", done)[_RESULT::9]
         return [result if result < _POSITIVE else self.arch.signed(result) for result in results]
 
@@ -405,12 +404,12 @@ class Remote:
 
     def _load(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> None:
         """Write the table of calls into the work area."""
-        self._waiting += self._table(calls, passed_on)
+        self._waiting.append((self.work_at, self._table(calls, passed_on)))
         self._write()
 
     def lend(self, copy: Process, *calls: Call) -> None:
         """Have a copy of this thread's process ready to make calls."""
-        memory.write(copy.pid, self._table(calls))
+        copy.write(self.work_at, self._table(calls))
         self.lead(copy.pid)
 
     def lead(self, tid: int) -> None:
@@ -418,14 +417,14 @@ class Remote:
         a = self.arch
         a.registers.write_general(tid, a.entered(self._base, self.code_at + a.code.symbols["batch"]))
 
-    def _table(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> list[tuple[int, bytes]]:
-        """What lies where in the work area when `calls` are to be made."""
+    def _table(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None = None) -> bytes:
+        """What the work area begins with when `calls` are to be made: where they lie and how many they are, then the calls."""
         global _latest
         asked, latest = (self.arch, self.work_at, passed_on, tuple(calls)), _latest
         if asked != latest[0]:
-            latest = _latest = asked, self._packed(calls, passed_on)
-        begin = struct.pack("=QQ", self.work_at + _TABLE, len(calls))
-        return [(self.work_at + _TABLE, latest[1]), (self.work_at, begin)]
+            begin = struct.pack("=QQ", self.work_at + _TABLE, len(calls)).ljust(_TABLE, b"\0")
+            latest = _latest = asked, begin + self._packed(calls, passed_on)
+        return latest[1]
 
     def _packed(self, calls: Sequence[Call], passed_on: tuple[int, int, int] | None) -> bytes:
         """The table of calls."""
@@ -444,7 +443,8 @@ class Remote:
 
     def _write(self) -> None:
         """Bring what has been put there into the task's memory."""
-        memory.write(self.thread.process.pid, self._waiting)
+        for address, data in self._waiting:
+            self.thread.process.write(address, data)
         self._waiting.clear()
 
     # -- data
@@ -469,7 +469,7 @@ class Remote:
 
     def take(self, address: int, length: int) -> bytes:
         """Read back `length` bytes."""
-        return memory.read(self.thread.process.pid, address, length)
+        return self.thread.process.read(address, length)
 
     def reset(self) -> None:
         """Forget what `put` has handed over."""
@@ -511,7 +511,7 @@ class Remote:
             elif event:
                 pass  # execve, a group-stop or its end: none can hold the code up
             elif signal == (self.signal or ptrace.SYSCALL_STOP):
-                if arch.registers.read_general(tid)[arch.ip] == notified:
+                if arch.registers.instruction_pointer(tid) == notified:
                     at_notify += 1
                     if self.signal or at_notify == 2:  # a call stops twice: on entry and on exit
                         return
@@ -527,7 +527,7 @@ class Remote:
         process, tid = self.thread.process, self.thread.tid
         self._write()
         process.lent_to = None
-        os.pwrite(process.mem, code, self.code_at)
+        process.write(self.code_at, code)
         self.arch.registers.write_general(tid, {**self.arch.entered(self._base, self.code_at), **registers})
         ptrace.cont(tid)
         while True:

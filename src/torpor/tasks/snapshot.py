@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import struct
 
-from torpor.linux import memory, ptrace
+from torpor.linux import ptrace
 from torpor.linux.clone import CLONE_FILES, CLONE_FS, CLONE_PARENT_SETTID, CLONE_VFORK, CLONE_VM
 from torpor.tasks.remote import to_next_call
 from torpor.tasks.task import Process
@@ -125,7 +125,7 @@ def _by_intermediate(remote: Remote, tid: int, arguments: int) -> int:
         # The copy inherits these.
         ptrace.set_options(tid, ptrace.O_TRACESYSGOOD | ptrace.O_TRACECLONE | ptrace.O_EXITKILL)
         # C1 begins the same batch anew, with other flags, while the first thread waits for its end.
-        memory.write(remote.thread.process.pid, [(arguments, _arguments(CLONE_FS | CLONE_FILES, remote))])
+        remote.thread.process.write(arguments, _arguments(CLONE_FS | CLONE_FILES, remote))
         remote.lead(tid)
         for _ in range(2):  # a call stops on entry and on exit, and one that makes a task in between
             if to_next_call(tid) >> 16 == ptrace.EVENT_CLONE:

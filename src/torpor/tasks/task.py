@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from errno import EFAULT
 
 from torpor.linux import memory
 
@@ -36,6 +37,18 @@ class Process:
         if self._mem < 0:
             self._mem = memory.open_mem(self.pid)
         return self._mem
+
+    def read(self, address: int, length: int) -> bytes:
+        """`length` bytes at `address`, also where the process may not read itself. Raises OSError when not all is mapped."""
+        data = os.pread(self.mem, length, address)
+        if len(data) != length:
+            raise OSError(EFAULT, f"/proc/{self.pid}/mem: {len(data)} of {length} bytes at {address:#x}")
+        return data
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put `data` at `address`, also where the process may not write itself. Raises OSError when not all is mapped."""
+        if (written := os.pwrite(self.mem, data, address)) != len(data):
+            raise OSError(EFAULT, f"/proc/{self.pid}/mem: {written} of {len(data)} bytes at {address:#x}")
 
     def close(self) -> None:
         """Close what was opened for this process."""

@@ -54,7 +54,7 @@ _ARCH_SHSTK_STATUS = 0x5005
 _DEBUG_AT = 848 if libc.WORD == 8 else 252
 """offsetof(struct user, u_debugreg), sys/user.h: in the layout of the tracer."""
 
-_AX_AT, _ORIG_AX_AT = (80, 120) if libc.WORD == 8 else (24, 44)
+_AX_AT, _ORIG_AX_AT, _IP_AT = (80, 120, 128) if libc.WORD == 8 else (24, 44, 48)
 """offsetof(struct user, regs.rax) and so on."""
 _LOW = 0xFFFFFFFF
 
@@ -149,6 +149,10 @@ class X86Registers(Regsets):
             struct.pack_into("<Q", wide, _CS_64, ON_64.code)
             ptrace.set_regset(tid, NT_PRSTATUS, bytes(wide))
             ptrace.set_regset(tid, NT_PRSTATUS, data)
+
+    def instruction_pointer(self, tid: int) -> int:
+        """That alone, in 2 microseconds."""
+        return _request(_PEEKUSER, tid, _IP_AT, None) & (1 << 8 * self.word) - 1
 
     def restart_ended(self, tid: int, calls: AbstractSet[int], seen: Seen | None) -> None:
         """Where a stop has ended one of `calls` with EINTR, have the kernel restart it as it does pause(2).
