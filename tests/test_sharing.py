@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torpor.checkpoint
 from tests import test_parent
 from tests.torture.harness import descendants
 from torpor.errors import Unsupported
+from torpor.image.format import Pages
 from torpor.linux import kcmp, pagemap, writes
 from torpor.objects.memory import Mm
 
@@ -132,6 +134,67 @@ def test_what_is_read_stays_shared(tmp_path: Path, how: str, frames: str, monkey
             assert all(now > then - (4 << 20) for now, then in zip(map(shared_with_others, tree), before, strict=True))
         finally:
             os.killpg(popen.pid, signal.SIGKILL)
+
+
+# Small pieces close to each other and further away, a large one with another mapping right behind it.
+# MiB from BASE on, pages into that, how many:
+BASE = 0x100000000000
+PIECES = [(0, 0, 3), (0, 5, 4), (1, 0, 2), (6, 0, 5), (12, 0, 2048), (20, 0, 3), (21, 0, 1), (30, 0, 2)]
+WRITTEN = [0, 2, 6, 8, 6 * 256, 12 * 256, 12 * 256 + 511, 12 * 256 + 512, 12 * 256 + 1023, 12 * 256 + 2047, 30 * 256 + 1]
+DROPPED = [1, 256, 12 * 256 + 700]
+FAMILY = f"""
+import ctypes, os, signal
+libc = ctypes.CDLL(None)
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mmap.restype, libc.madvise.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+place = lambda page: {BASE} + page * 4096
+for mib, first, count in {PIECES}:
+    start = mib * 256 + first
+    assert libc.mmap(place(start), count * 4096, 3, 0x100022, -1, 0) == place(start)
+    libc.madvise(place(start), count * 4096, 15)
+    if mib == 20:
+        libc.madvise(place(start), count * 4096, 16)
+    for page in range(start, start + count):
+        ctypes.memmove(place(page), (page + 1).to_bytes(8, "little"), 8)
+parent = os.getpid()
+if not os.fork():
+    for page in {WRITTEN}:
+        ctypes.memmove(place(page), b"of the child", 12)
+    for page in {DROPPED}:
+        libc.madvise(place(page), 4096, 4)
+    print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("frames", ["seen", "hidden"])
+def test_just_what_is_a_childs_own_is_saved_for_it(tmp_path: Path, frames: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page by page: what it has written since the fork, and what it has not any more; all else is the parent's."""
+    if frames == "hidden":
+        monkeypatch.setattr(pagemap, "pfns", lambda *_: None)
+    command = [sys.executable, "-c", FAMILY]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null, cwd="/", start_new_session=True) as popen:
+        try:
+            assert popen.stdout and popen.stdout.readline()
+            torpor.checkpoint(popen.pid, tmp_path / "image")
+        finally:
+            os.killpg(popen.pid, signal.SIGKILL)
+
+    def pages(runs: Iterable[tuple[int, int]]) -> list[int]:
+        inside = [(start, length) for start, length in runs if BASE <= start < BASE + (64 << 20)]
+        return sorted((start - BASE) // 4096 + page for start, length in inside for page in range(length // 4096))
+
+    with torpor.open_image(tmp_path / "image") as opened:
+        space, child = opened.of(Mm)
+        assert child.base == space.id
+        found: dict[int, list[tuple[int, int]]] = {space.id: [], child.id: []}
+        for record in opened.of(Pages):
+            found[record.owner] += record.runs
+        assert pages(found[child.id]) == WRITTEN
+        assert pages((gone.start, gone.end - gone.start) for gone in child.dropped) == DROPPED
+        assert pages(found[space.id]) == [mib * 256 + first + page for mib, first, count in PIECES for page in range(count)]
 
 
 def test_what_differs_is_told_by_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
