@@ -14,7 +14,7 @@ is done: no thread stops inside of such a call. What begins later is seen as a w
 from __future__ import annotations
 
 from torpor.image.format import Draft
-from torpor.image.known import Drafted
+from torpor.image.known import Drafted, uncovered
 from torpor.linux import procfs
 from torpor.linux.signals import Held
 from torpor.objects import asking, signals
@@ -144,7 +144,7 @@ class Ahead:
         self.forget()
         try:
             readable = [mapping for mapping in self._mappings if mapping.readable]
-            runs, _ = divided(list(memory_objects.own_pages(self.process.pid, readable)), self.drafted.known().changed(()))
+            runs, _ = divided(list(memory_objects.own_pages(self.process.pid, readable)), uncovered(self.drafted.covered))
         except OSError:  # it has just ended
             self.watched = self.of_use = False
             return

@@ -43,10 +43,7 @@ class Known:
 
     def changed(self, written: Iterable[tuple[int, int]]) -> Ranges:
         """What has been `written` (address, bytes) since, and what is not covered: ranges (first address, end), ascending."""
-        ends = [0, *(end for _, end in self.covered)]
-        starts = [*(start for start, _ in self.covered), 1 << 64]
-        uncovered = [(end, start) for end, start in zip(ends, starts, strict=True) if end < start]
-        return _joined(sorted([*uncovered, *((start, start + length) for start, length in written)]))
+        return _joined(sorted([*uncovered(self.covered), *((start, start + length) for start, length in written)]))
 
     def split(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, Source | Saved | None, int]]:
         """The ascending `ranges` (address, bytes) in parts (address, bytes, where it lies or None, offset in the chunk's data)."""
@@ -76,12 +73,16 @@ class Drafted:
     def __init__(self, owner: int, earlier: Known | None = None) -> None:
         self.owner = owner
         """The id of its record."""
-        self._places: list[Place] = list(earlier.places) if earlier else []
-        """Chunk None: zeros, which are in no chunk."""
+        self._earlier = earlier or Known(())
+        self._gone: Ranges = []
+        """What of `earlier` is so no longer. (That may lie in many thousand places: they are not touched before the end.)"""
+        self._places: list[Place] = []
+        """What has been saved since. Chunk None: zeros, which are in no chunk."""
+        self._covered: Ranges | None = None
 
     def note(self, chunk: int, read: Sequence[tuple[int, int]], kept: Sequence[tuple[int, int]]) -> None:
         """Of the runs (address, bytes) that were `read` those `kept` are the data of chunk `chunk`; the others are zeros."""
-        saved = Saved(chunk)
+        saved, self._covered = Saved(chunk), None
         self._places += [(start, start + length, saved, at) for start, length, at in laid_out(kept)]
         if kept is not read:
             ranges = [(start, start + length) for start, length in kept]
@@ -95,6 +96,8 @@ class Drafted:
     def forget(self, written: Iterable[tuple[int, int]]) -> None:
         """What lies in the runs (address, bytes) is so no longer."""
         if ranges := _ranges(written):
+            self._covered = None
+            self._gone = _joined(sorted([*self._gone, *ranges]))
             self._places = [
                 (start, start + size, source, offset + start - first)
                 for first, end, source, offset in self._places
@@ -104,18 +107,28 @@ class Drafted:
 
     def within(self, written: Iterable[tuple[int, int]]) -> int:
         """How many bytes `forget` would forget."""
-        ranges = _ranges(written)
-        return sum(
-            size
-            for first, end, _, _ in self._places
-            for _, size, is_written in parts(first, end - first, ranges)
-            if is_written
-        )
+        return _common(self.covered, _ranges(written))
+
+    @property
+    def covered(self) -> Ranges:
+        """The ranges (first address, end) that are saved, ascending."""
+        if self._covered is None:
+            kept = [(start, start + size) for start, size in self._kept()]
+            self._covered = _joined(sorted([*kept, *((start, end) for start, end, _, _ in self._places)]))
+        return self._covered
+
+    def _kept(self) -> Iterator[tuple[int, int]]:
+        """The runs (address, bytes) of `earlier` that are still so, ascending."""
+        for start, end in self._earlier.covered:
+            for address, size, is_gone in parts(start, end - start, self._gone):
+                if not is_gone:
+                    yield address, size
 
     def known(self, *, zeros: bool = True) -> Known:
         """All of it, with or without what was `zeros`."""
+        kept = [(at, at + size, source, offset) for at, size, source, offset in self._earlier.split(self._kept()) if source]
         nothing = ((start, end) for start, end, source, _ in self._places if zeros and not source)
-        return Known((place for place in self._places if place[2]), nothing)
+        return Known([*kept, *(place for place in self._places if place[2])], nothing)
 
 
 def _ranges(runs: Iterable[tuple[int, int]]) -> Ranges:
@@ -132,4 +145,24 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
                 found[-1] = found[-1][0], end
         else:
             found.append((start, end))
+    return found
+
+
+def uncovered(covered: Ranges) -> Ranges:
+    """What is in none of the ascending ranges (first address, end)."""
+    ends, starts = [0, *(end for _, end in covered)], [*(start for start, _ in covered), 1 << 64]
+    return [(end, start) for end, start in zip(ends, starts, strict=True) if end < start]
+
+
+def _common(left: Ranges, right: Ranges) -> int:
+    """The bytes that are in both of two lists of ascending ranges (first address, end)."""
+    found = at = 0
+    for start, end in left:
+        while at < len(right) and right[at][1] <= start:
+            at += 1
+        index = at
+        while index < len(right) and right[index][0] < end:
+            low, high = right[index]
+            found += min(high, end) - max(low, start)
+            index += 1
     return found
