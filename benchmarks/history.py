@@ -21,7 +21,7 @@ FEWEST = 3
 """Samples of a figure below which nothing is said of it."""
 IDENTITY = ("host", "processor", "architecture", "cpus", "user")
 """What makes a machine the same one."""
-LEFT_OUT = ("undisturbed", "cpu", "raw")
+LEFT_OUT = ("undisturbed", "cpu", "raw", "stolen")
 """Words in the names of figures that are not torpor's, or that others already say."""
 
 Line = dict[str, Any]

@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         files["svg"].write_text(drawn)
     if "history" in files:
         now = history.line(found)
+        history.append(files["history"], now)
         if before:
             print(f"\n{report.regressions(before, list(history.slower(before, now)))}")
-        history.append(files["history"], now)
     return 1 if failures else 0
 
 

@@ -31,8 +31,8 @@ def time_of(key: str) -> Callable[[Row], str]:
 
 
 def ratio(above: str, below: str, digits: int = 1) -> Callable[[Row], str]:
-    """A column that shows how many times as long one thing takes as another."""
-    return lambda row: f"{row[above] / row[below]:.{digits}f}x"
+    """A column that shows how many times as long one thing takes as another; nothing where that took no time."""
+    return lambda row: f"{row[above] / row[below]:.{digits}f}x" if row[below] else ""
 
 
 def rate(key: str, share: str = "image_bytes") -> Callable[[Row], str]:

@@ -109,15 +109,18 @@ MACHINE = {"host": "a", "processor": "b", "architecture": "c", "cpus": 2, "user"
 
 def test_what_has_become_slower_beyond_noise() -> None:
     before = history_line(
-        a=[10, 11, 12], b=[10, 11, 12], c=[100, 101, 102], few=[10, 11], raw_out=[10, 11, 12], x_cpu=[10, 11, 12], gone=[1, 1, 1]
-    )
+        a=[10, 11, 12], b=[10, 11, 12], c=[100, 101, 102], few=[10, 11], raw_out=[10, 11, 12], x_cpu=[10, 11, 12], gone=[1, 1, 1],
+        x_stolen=[0, 0, 0], none=[0, 0, 0],
+    )  # fmt: skip
     now = history_line(
-        a=[20, 21, 22], b=[11, 21, 22], c=[103, 104, 105], few=[20, 21], raw_out=[20, 21, 22], x_cpu=[20, 21, 22], new=[9, 9, 9]
-    )
+        a=[20, 21, 22], b=[11, 21, 22], c=[103, 104, 105], few=[20, 21], raw_out=[20, 21, 22], x_cpu=[20, 21, 22], new=[9, 9, 9],
+        x_stolen=[10, 10, 10], none=[1, 1, 1],
+    )  # fmt: skip
     found = list(history.slower(before, now))
     # b: ranges overlap; c: by 3 % only; few: too few; the others are not torpor's, or not in both
-    assert found == [("1 MiB: a", 11, 21)]
-    assert "1 MiB: a" in report.regressions(before, found) and "1.9x" in report.regressions(before, found)
+    assert found == [("1 MiB: a", 11, 21), ("1 MiB: none", 0, 1)]
+    said = report.regressions(before, found)
+    assert "1 MiB: a" in said and "1.9x" in said and "1 MiB: none" in said
     assert list(history.slower(now, before)) == [] and "Nothing is slower" in report.regressions(before, [])
 
 

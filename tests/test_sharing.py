@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ while True:
 """
 
 
+@contextmanager
+def family(code: str) -> Iterator[int]:
+    """The id of a Python program that says when it has forked, for as long as the block lasts."""
+    command, null = [sys.executable, "-c", code], subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null, cwd="/", start_new_session=True) as popen:
+        try:
+            assert popen.stdout and popen.stdout.readline()
+            yield popen.pid
+        finally:
+            os.killpg(popen.pid, signal.SIGKILL)
+
+
 def shared_with_others(pid: int) -> int:
     """Bytes of pages of a process that others have as well, and that are no file's."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -122,18 +135,12 @@ def test_what_is_read_stays_shared(tmp_path: Path, how: str, frames: str, monkey
         monkeypatch.setitem(story, "WORTH_A_COPY", 1 << 62)
     if frames == "hidden":  # as for an ordinary user: then pages are compared by what they hold
         monkeypatch.setattr(pagemap, "pfns", lambda *_: None)
-    command = [sys.executable, "-c", FORKED]
-    null = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null, cwd="/", start_new_session=True) as popen:
-        try:
-            assert popen.stdout and popen.stdout.readline()
-            tree = [popen.pid, *descendants(popen.pid)]
-            before = [shared_with_others(pid) for pid in tree]
-            assert len(tree) == 2 and min(before) > 32 << 20
-            torpor.checkpoint(popen.pid, tmp_path / "image")
-            assert all(now > then - (4 << 20) for now, then in zip(map(shared_with_others, tree), before, strict=True))
-        finally:
-            os.killpg(popen.pid, signal.SIGKILL)
+    with family(FORKED) as pid:
+        tree = [pid, *descendants(pid)]
+        before = [shared_with_others(each) for each in tree]
+        assert len(tree) == 2 and min(before) > 32 << 20
+        torpor.checkpoint(pid, tmp_path / "image")
+        assert all(now > then - (4 << 20) for now, then in zip(map(shared_with_others, tree), before, strict=True))
 
 
 # Small pieces close to each other and further away, a large one with another mapping right behind it.
@@ -173,14 +180,8 @@ def test_just_what_is_a_childs_own_is_saved_for_it(tmp_path: Path, frames: str, 
     """Page by page: what it has written since the fork, and what it has not any more; all else is the parent's."""
     if frames == "hidden":
         monkeypatch.setattr(pagemap, "pfns", lambda *_: None)
-    command = [sys.executable, "-c", FAMILY]
-    null = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null, cwd="/", start_new_session=True) as popen:
-        try:
-            assert popen.stdout and popen.stdout.readline()
-            torpor.checkpoint(popen.pid, tmp_path / "image")
-        finally:
-            os.killpg(popen.pid, signal.SIGKILL)
+    with family(FAMILY) as pid:
+        torpor.checkpoint(pid, tmp_path / "image")
 
     def pages(runs: Iterable[tuple[int, int]]) -> list[int]:
         inside = [(start, length) for start, length in runs if BASE <= start < BASE + (64 << 20)]
