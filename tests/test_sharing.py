@@ -163,7 +163,6 @@ for mib, first, count in {PIECES}:
         libc.madvise(place(start), count * 4096, 16)
     for page in range(start, start + count):
         ctypes.memmove(place(page), (page + 1).to_bytes(8, "little"), 8)
-parent = os.getpid()
 if not os.fork():
     for page in {WRITTEN}:
         ctypes.memmove(place(page), b"of the child", 12)

@@ -232,7 +232,8 @@ class _Here:
         self.places = {pid: _places(ranges) for pid, ranges in mappings.items()}
         self.sizes = {pid: _private_bytes(ranges) for pid, ranges in mappings.items()}
         """About how much memory each process has for itself, in bytes."""
-        self.layouts = {pid: cow.Layout(ranges) for pid, ranges in mappings.items()}
+        self.layouts = {pid: cow.Layout(ranges) for pid, ranges in mappings.items()} if len(mappings) > 1 else {}
+        """What is compared among relatives; without those there is nothing to compare."""
 
     def clock_offsets(self, pid: int) -> tuple[int, int]:
         """How far a process's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of torpor's own, in ns (time namespaces)."""
@@ -277,7 +278,6 @@ class _Checkpoint:
 
         Only of the relatives, which may share pages; of the others it is asked when it is needed.
         """
-        self.layouts: dict[int, cow.Layout] = {}
         self.parents: dict[int, cow.Parent] = {}
         self.sizes: dict[int, int] = {}
         """About how much memory each process has for itself, in bytes."""
@@ -330,9 +330,10 @@ class _Checkpoint:
             if self.here.places.get(pid) != _places(process.mappings):
                 self.mappings[pid] = changed[pid] = procfs.smaps(pid)
                 self.here.code.note(self.mappings[pid])
-                self.sizes[pid], self.layouts[pid] = _private_bytes(self.mappings[pid]), cow.Layout(self.mappings[pid])
+                self.here.layouts.pop(pid, None)
+                self.sizes[pid] = _private_bytes(self.mappings[pid])
             else:
-                self.sizes[pid], self.layouts[pid] = self.here.sizes[pid], self.here.layouts[pid]
+                self.sizes[pid] = self.here.sizes[pid]
             self.descriptors[pid] = look(pid)
         preflight.refuse(preflight.frozen(self.tree, changed, self.descriptors))
 
@@ -446,7 +447,7 @@ class _Checkpoint:
         parent = process.parent
         if parent is None or parent.zombie or parent.arch is not process.arch:
             return
-        before, now = self.layouts[parent.pid], self.layouts[process.pid]
+        before, now = self.layout(parent.pid), self.layout(process.pid)
         sharing = self.saving.known(("files", process.pid)) == self.saving.known(("files", parent.pid))
         sharing |= self.saving.known(("fs", process.pid)) == self.saving.known(("fs", parent.pid))
         if not now.related(before):
@@ -460,6 +461,12 @@ class _Checkpoint:
             space.base = self.saving.known(("mm", parent.pid))
             space.dropped = [memory_objects.Range(start=start, end=start + length) for start, length in heritage.dropped]
             self.pages[process.pid] = heritage.own
+
+    def layout(self, pid: int) -> cow.Layout:
+        """A process's, as it was seen before the stop, if it has not changed since."""
+        if pid not in self.here.layouts:
+            self.here.layouts[pid] = cow.Layout(self.mappings[pid])
+        return self.here.layouts[pid]
 
     def ends_of_absent(self, parent: FrozenProcess) -> list[signals.Queued]:
         """The SIGCHLDs of children that will have ended when the image is restarted, and have not ended yet."""

@@ -107,7 +107,8 @@ class Drafted:
 
     def within(self, written: Iterable[tuple[int, int]]) -> int:
         """How many bytes `forget` would forget."""
-        return _common(self.covered, _ranges(written))
+        runs = (part for start, end in _ranges(written) for part in parts(start, end - start, self.covered))
+        return sum(size for _, size, is_covered in runs if is_covered)
 
     @property
     def covered(self) -> Ranges:
@@ -152,17 +153,3 @@ def uncovered(covered: Ranges) -> Ranges:
     """What is in none of the ascending ranges (first address, end)."""
     ends, starts = [0, *(end for _, end in covered)], [*(start for start, _ in covered), 1 << 64]
     return [(end, start) for end, start in zip(ends, starts, strict=True) if end < start]
-
-
-def _common(left: Ranges, right: Ranges) -> int:
-    """The bytes that are in both of two lists of ascending ranges (first address, end)."""
-    found = at = 0
-    for start, end in left:
-        while at < len(right) and right[at][1] <= start:
-            at += 1
-        index = at
-        while index < len(right) and right[index][0] < end:
-            low, high = right[index]
-            found += min(high, end) - max(low, start)
-            index += 1
-    return found

@@ -46,28 +46,19 @@ def read_into(pid: int, runs: list[tuple[int, int]], target: int, length: int) -
         raise OSError(14, f"process_vm_readv({pid}, {runs[0][0]:#x}): {got} of {length} bytes")
 
 
-def write_from(pid: int, source: int, runs: list[tuple[int, int]]) -> None:
-    """Scatter this process's memory from the address `source` on over `runs` of (address, bytes) in process `pid`.
-
-    At most IOV_MAX runs, which must be mapped and writable. Raises OSError.
-    """
-    _write(pid, [(source, sum(size for _, size in runs))], runs)
-
-
 def scatter(pid: int, pieces: list[tuple[int, int, int]]) -> None:
-    """Copy `pieces` of (address here, address in process `pid`, bytes), at most IOV_MAX of them. Raises OSError as `write_from`."""
-    _write(pid, [(here, size) for here, _, size in pieces], [(there, size) for _, there, size in pieces])
+    """Copy `pieces` of (address here, address in process `pid`, bytes), at most IOV_MAX of them, to where it may write itself.
 
-
-def _write(pid: int, own: list[tuple[int, int]], runs: list[tuple[int, int]]) -> None:
-    length = sum(size for _, size in runs)
-    remote = (IoVec * len(runs))(*[IoVec(*run) for run in runs])
-    local = (IoVec * len(own))(*[IoVec(*run) for run in own])
-    got: int = _writev(pid, ctypes.addressof(local), len(own), ctypes.addressof(remote), len(runs), 0)
+    Raises OSError.
+    """
+    length = sum(size for _, _, size in pieces)
+    local = (IoVec * len(pieces))(*[IoVec(here, size) for here, _, size in pieces])
+    remote = (IoVec * len(pieces))(*[IoVec(there, size) for _, there, size in pieces])
+    got: int = _writev(pid, ctypes.addressof(local), len(pieces), ctypes.addressof(remote), len(pieces), 0)
     if got == -1:
-        raise libc.failure(f"process_vm_writev({pid}, {runs[0][0]:#x})")
+        raise libc.failure(f"process_vm_writev({pid}, {pieces[0][1]:#x})")
     if got != length:
-        raise OSError(14, f"process_vm_writev({pid}, {runs[0][0]:#x}): {got} of {length} bytes")
+        raise OSError(14, f"process_vm_writev({pid}, {pieces[0][1]:#x}): {got} of {length} bytes")
 
 
 def differing(a: memoryview, b: memoryview) -> Iterator[tuple[int, int]]:

@@ -409,36 +409,36 @@ def _letter(text: bytes) -> str:
     return text[:1].decode()
 
 
-_STATUS: dict[str, tuple[bytes, Callable[[bytes], object], bytes]] = {
-    "name": (b"Name", _unescaped, b""),
+_STATUS: dict[str, tuple[bytes, Callable[[bytes], object], bytes | None]] = {
+    "name": (b"Name", _unescaped, None),
     "umask": (b"Umask", _octal, b"-1"),
-    "state": (b"State", _letter, b""),
-    "tgid": (b"Tgid", int, b""),
-    "pid": (b"Pid", int, b""),
-    "ppid": (b"PPid", int, b""),
-    "tracer_pid": (b"TracerPid", int, b""),
-    "uids": (b"Uid", _four, b""),
-    "gids": (b"Gid", _four, b""),
-    "groups": (b"Groups", _numbers, b""),
+    "state": (b"State", _letter, None),
+    "tgid": (b"Tgid", int, None),
+    "pid": (b"Pid", int, None),
+    "ppid": (b"PPid", int, None),
+    "tracer_pid": (b"TracerPid", int, None),
+    "uids": (b"Uid", _four, None),
+    "gids": (b"Gid", _four, None),
+    "groups": (b"Groups", _numbers, None),
     "ns_tgid": (b"NStgid", _numbers, b""),
     "ns_pid": (b"NSpid", _numbers, b""),
     "ns_pgid": (b"NSpgid", _numbers, b""),
     "ns_sid": (b"NSsid", _numbers, b""),
     "threads": (b"Threads", int, b"0"),
-    "pending": (b"SigPnd", _hexadecimal, b""),
-    "shd_pending": (b"ShdPnd", _hexadecimal, b""),
-    "blocked": (b"SigBlk", _hexadecimal, b""),
-    "ignored": (b"SigIgn", _hexadecimal, b""),
-    "caught": (b"SigCgt", _hexadecimal, b""),
-    "cap_inheritable": (b"CapInh", _hexadecimal, b""),
-    "cap_permitted": (b"CapPrm", _hexadecimal, b""),
-    "cap_effective": (b"CapEff", _hexadecimal, b""),
-    "cap_bounding": (b"CapBnd", _hexadecimal, b""),
+    "pending": (b"SigPnd", _hexadecimal, None),
+    "shd_pending": (b"ShdPnd", _hexadecimal, None),
+    "blocked": (b"SigBlk", _hexadecimal, None),
+    "ignored": (b"SigIgn", _hexadecimal, None),
+    "caught": (b"SigCgt", _hexadecimal, None),
+    "cap_inheritable": (b"CapInh", _hexadecimal, None),
+    "cap_permitted": (b"CapPrm", _hexadecimal, None),
+    "cap_effective": (b"CapEff", _hexadecimal, None),
+    "cap_bounding": (b"CapBnd", _hexadecimal, None),
     "cap_ambient": (b"CapAmb", _hexadecimal, b"0"),
     "no_new_privs": (b"NoNewPrivs", int, b"0"),
     "seccomp": (b"Seccomp", int, b"0"),
 }
-"""How each field is written there, and what stands for it where it may be missing."""
+"""How each field is written there, and what stands for it where it may be missing; None: it never is."""
 
 
 class Status:
@@ -488,7 +488,7 @@ class Status:
         self._text = b"\n" + data
 
     def __getattr__(self, name: str) -> object:
-        """A field that is asked for the first time."""
+        """A field that is asked for the first time. Raises KeyError where the kernel says nothing of what it always tells."""
         if name not in _STATUS:
             raise AttributeError(name)
         key, made_of, otherwise = _STATUS[name]
@@ -497,6 +497,8 @@ class Status:
             value = made_of(self._text[at + len(key) + 3 : self._text.find(b"\n", at + 1)])
         elif name in ("ns_tgid", "ns_pid"):
             value = [self.tgid if name == "ns_tgid" else self.pid]
+        elif otherwise is None:
+            raise KeyError(name)
         else:
             value = made_of(otherwise)
         setattr(self, name, value)

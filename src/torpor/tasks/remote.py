@@ -115,7 +115,7 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
         if mapping.path == place:
             if offset:
                 return mapping.start + offset
-            head = _read(process, 64, mapping.start)
+            head = process.read(mapping.start, 64)
             length = len(process.arch.code)
             ends = (_headers_end, _segments_end) if process.arch.code_behind_segments else (_headers_end,)
             for needed in (length + process.arch.slot_size * process.arch.slot_count, length):
@@ -130,14 +130,6 @@ def find_padding(process: Process, mappings: Sequence[Mapping]) -> int:
         Obstacle("vdso", "the process has none", "start it without removing the vdso (vdso=0 on the kernel's command line)",
                  pid=process.pid)
     )  # fmt: skip
-
-
-def _read(process: Process, length: int, at: int) -> bytes:
-    """Memory of the process, all of it. Raises ProcessLookupError when it is just ending."""
-    data = os.pread(process.mem, length, at)
-    if len(data) < length:
-        raise ProcessLookupError(3, f"process {process.pid} is ending: its memory is gone")
-    return data
 
 
 def _headers_end(process: Process, start: int, head: bytes) -> int:
@@ -157,7 +149,7 @@ def _segments_end(process: Process, start: int, head: bytes) -> int:
     segment = struct.Struct("=I4xQ16xQ" if wide else "=II8xI")
     end = 64
     for at in range(start + table, start + table + size * count, size):
-        kind, offset, length = segment.unpack(_read(process, segment.size, at))
+        kind, offset, length = segment.unpack(process.read(at, segment.size))
         if kind == 1:  # PT_LOAD
             end = max(end, offset + length)
     return end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EFAULT
+from errno import EFAULT, ESRCH
 
 from torpor.linux import memory
 
@@ -39,16 +39,26 @@ class Process:
         return self._mem
 
     def read(self, address: int, length: int) -> bytes:
-        """`length` bytes at `address`, also where the process may not read itself. Raises OSError when not all is mapped."""
+        """`length` bytes at `address`, also where the process may not read itself.
+
+        Raises OSError when not all is mapped, ProcessLookupError when it is just ending.
+        """
         data = os.pread(self.mem, length, address)
         if len(data) != length:
-            raise OSError(EFAULT, f"/proc/{self.pid}/mem: {len(data)} of {length} bytes at {address:#x}")
+            raise self._cut_short(len(data), length, address)
         return data
 
     def write(self, address: int, data: bytes) -> None:
-        """Put `data` at `address`, also where the process may not write itself. Raises OSError when not all is mapped."""
-        if (written := os.pwrite(self.mem, data, address)) != len(data):
-            raise OSError(EFAULT, f"/proc/{self.pid}/mem: {written} of {len(data)} bytes at {address:#x}")
+        """Put `data` at `address`, also where the process may not write itself. Raises as `read`."""
+        written = os.pwrite(self.mem, data, address)
+        if written != len(data):
+            raise self._cut_short(written, len(data), address)
+
+    def _cut_short(self, done: int, length: int, address: int) -> OSError:
+        """What is to be raised; where nothing is mapped at all, the kernel has said so itself (EIO)."""
+        if not done:
+            return ProcessLookupError(ESRCH, f"process {self.pid} is ending: its memory is gone")
+        return OSError(EFAULT, f"/proc/{self.pid}/mem: {done} of {length} bytes at {address:#x}")
 
     def close(self) -> None:
         """Close what was opened for this process."""
