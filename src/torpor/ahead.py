@@ -20,7 +20,7 @@ from torpor.linux.signals import Held
 from torpor.objects import asking, signals
 from torpor.objects import memory as memory_objects
 from torpor.pages import READ_AHEAD, divided
-from torpor.tasks.remote import ByLeader
+from torpor.tasks.remote import Remotes
 from torpor.tasks.task import Process
 
 TYPE_CHECKING = False
@@ -101,7 +101,8 @@ def save(
 def _ask_for_actions(process: FrozenProcess, tree: FrozenTree) -> None:
     """Where the kernel has forgotten how an interrupted call ends, when we have had calls made: see what it went by."""
     if process.arch.rewinds:
-        with ByLeader(process, tree) as remote:
+        with Remotes(process, tree) as remotes:
+            remote = remotes.of(process.leader)
             (actions,) = asking.ask(remote, signals.ask(remote))
         process.restarting = signals.restarting(actions)
 

@@ -28,7 +28,7 @@ from torpor.objects.files.seen import look
 from torpor.objects.saving import Saving
 from torpor.pages import READ_AHEAD, TWO_THREADS, PageWriter
 from torpor.tasks import snapshot
-from torpor.tasks.remote import ByLeader, Remote, quiet_signal, take_code_away
+from torpor.tasks.remote import Remotes
 from torpor.tasks.sleeping import Waits
 from torpor.tasks.stopping import Brief, frozen
 
@@ -350,25 +350,20 @@ class _Checkpoint:
 
     def question(self, process: FrozenProcess) -> _Told:
         """Let every thread of a process tell what only it can tell."""
-        padding, hole = process.padding, process.hole
         told = _Told(Waits(process, self.naps, self.stopped, self.here.clock_offsets(process.pid)[0]))
-        try:
+        with Remotes(process, self.tree) as remotes:
             for thread in process.threads:
-                # The registers first: our calls use none but the general ones, but there is no need to rely on it.
+                # Before our calls: they use none but the general ones, which are known already, but there is no need to rely on it.
                 told.registers[thread.tid] = process.arch.registers.capture(thread.tid)
-                with Remote(thread, padding, hole, signal=quiet_signal(thread.status)) as remote:
-                    if thread is process.leader:
-                        of_process = processes.ask(remote), signals.ask(remote), timers.ask(remote, process.pid)
-                        mine, told.inside, told.actions, of_timers = asking.ask(remote, threads.ask(remote), *of_process)
-                        told.threads[thread.tid], (told.interval_timers, told.timers) = mine, of_timers
-                        events.find_semaphores(self.descriptors[process.pid], remote)
-                        process.restarting = signals.restarting(told.actions)
-                    else:
-                        (told.threads[thread.tid],) = asking.ask(remote, threads.ask(remote))
-                self.tree.lost_signals += [(process.pid, signal) for signal in remote.suppressed]
-        finally:
-            # Every thread has its own registers back: the padding is padding again.
-            take_code_away(process, padding)
+                remote = remotes.of(thread)
+                if thread is process.leader:
+                    of_process = processes.ask(remote), signals.ask(remote), timers.ask(remote, process.pid)
+                    mine, told.inside, told.actions, of_timers = asking.ask(remote, threads.ask(remote), *of_process)
+                    told.threads[thread.tid], (told.interval_timers, told.timers) = mine, of_timers
+                    events.find_semaphores(self.descriptors[process.pid], remote)
+                    process.restarting = signals.restarting(told.actions)
+                else:
+                    (told.threads[thread.tid],) = asking.ask(remote, threads.ask(remote))
         told.waits.note()
         return told
 
@@ -486,7 +481,7 @@ class _Checkpoint:
 
     def write_thread(self, thread: FrozenThread, process: int, told: _Told) -> None:
         """A thread; its record and those of its registers follow (`write_threads`)."""
-        # Its registers have been captured as they were; those that count are the ones the thread will go on with.
+        # Of its general registers those count that the thread will go on with.
         captured = threads.Captured(thread, told.threads[thread.tid], told.registers[thread.tid])
         self.captured.append((captured, process, told.waits.left[thread.tid]))
         if len(self.captured) == CAPTURED:
@@ -498,7 +493,7 @@ class _Checkpoint:
         for captured, process, resumed in waiting:
             thread, registers = threads.describe(captured, process), captured.arch.registers
             thread.call, thread.left = resumed
-            records = [registers.general_record(captured.general), *registers.decode(captured.registers)[1:]]
+            records = [registers.general_record(captured.general), *registers.decode(captured.registers)]
             thread.registers = registers.mask(records)
             for record in (thread, *records):
                 self.writer.add(record)
@@ -608,8 +603,8 @@ class _Checkpoint:
 
     def copy_of(self, process: FrozenProcess) -> snapshot.Copy:
         """Have the kernel make one. Raises NoCopy."""
-        with ByLeader(process, self.tree) as remote:
-            return snapshot.take(remote)
+        with Remotes(process, self.tree) as remotes:
+            return snapshot.take(remotes.of(process.leader))
 
     def write_rest(self) -> None:
         """The registers, the pages in the copies, and what has been read before; the program may be running."""

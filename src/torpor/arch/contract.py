@@ -17,7 +17,7 @@ from torpor.linux.libc import PAGE, WORD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from typing import Any, Literal, Protocol
 
@@ -75,7 +75,7 @@ _DESCRIPTOR_AT = 0xC0  # in a stub, behind its headers
 class Code:
     """Machine code that torpor lends to a task: position, variables and absolute addresses are filled in by `placed`."""
 
-    __slots__ = ("_bytes", "_fixups", "_latest", "_order", "_widths", "restored", "symbols")
+    __slots__ = ("_blocks", "_bytes", "_fixups", "_moved", "_order", "_widths", "restored", "symbols")
 
     def __init__(
         self, code: bytes, symbols: Mapping[str, int], fixups: Sequence[tuple[int, int, str]], order: Order = sys.byteorder
@@ -86,7 +86,8 @@ class Code:
         self._widths = {name: following.get(at, 0) - at for name, at in symbols.items() if name[:2] in ("v_", "r_")}
         self.restored = [(name, name[2:]) for name in self._widths if name[:2] == "r_"]
         """The variables for registers to be put back, and the names of these."""
-        self._latest: tuple[int, int, bytes] = 0, 0, b""
+        self._blocks = list(self._side_by_side())
+        self._moved: dict[tuple[int, int], bytes] = {}
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -101,25 +102,49 @@ class Code:
 
         Values for which this code has no variable are left out: not every architecture's needs all.
         """
-        image = bytearray(self._at(at, work))
-        symbols, widths, order = self.symbols, self._widths, self._order
-        for name, value in values.items():
-            if name in widths:
-                start, width = symbols[name], widths[name]
-                image[start : start + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, order)
+        image, order = bytearray(self._at(at, work)), self._order
+        for start, block, masks in self._blocks:
+            if block and all(map(values.__contains__, masks)):
+                block.pack_into(image, start, *[values[name] & mask for name, mask in masks.items()])
+                continue
+            for name, mask in masks.items():
+                if name in values:
+                    where, width = self.symbols[name], self._widths[name]
+                    image[where : where + width] = (values[name] & mask).to_bytes(width, order)
         return bytes(image)
 
+    def _side_by_side(self) -> Iterator[tuple[int, struct.Struct | None, dict[str, int]]]:
+        """Variables that lie side by side: where the first begins, how they are packed, and the mask of each.
+
+        One that is wider than a register stands alone, and has no such way to be packed.
+        """
+        letters = {4: "I", 8: "Q"}
+        blocks: list[list[str]] = []
+        end = -1
+        for name in sorted(self._widths, key=self.symbols.__getitem__):
+            width = self._widths[name]
+            if self.symbols[name] != end or width not in letters:
+                blocks.append([])
+            blocks[-1].append(name)
+            end = self.symbols[name] + width if width in letters else -1
+        for block in blocks:
+            formats = [letters.get(self._widths[name], "") for name in block]
+            packed = struct.Struct(("<" if self._order == "little" else ">") + "".join(formats)) if all(formats) else None
+            yield self.symbols[block[0]], packed, {name: (1 << 8 * self._widths[name]) - 1 for name in block}
+
     def _at(self, at: int, work: int) -> bytes:
-        """The code with its absolute addresses; those of one process are all alike."""
+        """The code with its absolute addresses; threads of one process have it at the same two places (tasks/remote.py)."""
         if not self._fixups:
             return self._bytes
-        if self._latest[:2] != (at, work):
+        if (at, work) not in self._moved:
             image = bytearray(self._bytes)
             for where, width, base in self._fixups:
                 address = int.from_bytes(image[where : where + width], self._order) + (at if base == "code" else work)
                 image[where : where + width] = (address & ((1 << 8 * width) - 1)).to_bytes(width, self._order)
-            self._latest = at, work, bytes(image)
-        return self._latest[2]
+            if len(self._moved) == 2:
+                del self._moved[next(iter(self._moved))]
+            self._moved[at, work] = bytes(image)
+        return self._moved[at, work]
 
 
 class Room:

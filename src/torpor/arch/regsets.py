@@ -57,18 +57,18 @@ class Regsets:
         """The general registers of a stopped thread, by name."""
         raise NotImplementedError
 
+    def read(self, tid: int) -> list[Record]:
+        """Every register record of a stopped thread in ascending bit order, the general one first."""
+        raise NotImplementedError
+
     def capture(self, tid: int) -> object:
-        """All registers of a stopped thread, as quickly as they can be taken: what `decode` makes records of, perhaps later."""
-        return self.read(tid)
+        """All but the general registers, as quickly as they can be taken: what `decode` makes records of, perhaps later."""
+        return self.read(tid)[1:]
 
     def decode(self, captured: Any) -> list[Record]:
         """See `capture`."""
         found: list[Record] = captured
         return found
-
-    def read(self, tid: int) -> list[Record]:
-        """Every register record of a stopped thread in ascending bit order, the general one first."""
-        return self.decode(self.capture(tid))
 
     def knows(self, record: Record) -> bool:
         """Whether `record` is one of registers."""

@@ -131,7 +131,7 @@ def ask(remote: Remote) -> Generator[Calls, list[int], Inside]:
 class Captured:
     """A stopped thread as the kernel shows it: quick to take in the pause, described after it.
 
-    `general` are the registers that it goes on with, `registers` what its architecture has captured of all.
+    `general` are the registers that it goes on with, `registers` what its architecture has captured of the others.
     """
 
     __slots__ = ("affinity", "arch", "attributes", "general", "inside", "mask", "own_tid", "pending", "registers", "rseq", "status")

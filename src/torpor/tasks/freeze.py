@@ -114,13 +114,18 @@ class FrozenThread(Thread):
 class FrozenProcess(Process):
     """A process whose threads are all stopped, or a zombie (no threads)."""
 
-    __slots__ = ("hole", "mappings", "padding", "parent", "restarting", "stat", "status", "threads", "vdso")
+    __slots__ = ("hole", "mappings", "padding", "parent", "restarting", "second", "stat", "status", "threads", "under_second",
+                 "vdso")  # fmt: skip
 
     status: Status
     restarting: int | None
     """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
     padding: int
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
+    second: int
+    """Where it can lie once more at the same time; 0 if nowhere, or if one thread is all there is (the same)."""
+    under_second: bytes
+    """What the kernel has put there."""
     vdso: range
     """Where its vdso lies, without torpor's code; empty if it has none."""
     mappings: list[Mapping]
@@ -132,6 +137,7 @@ class FrozenProcess(Process):
         super().__init__(pid, 0)
         self.parent = parent
         self.restarting = None
+        self.second, self.under_second = 0, b""
         self.stat = procfs.stat(pid)
         self.threads: list[FrozenThread] = []
 

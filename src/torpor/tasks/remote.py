@@ -19,9 +19,9 @@ import struct
 
 from torpor.errors import Obstacle, TorporError, Unsupported
 from torpor.linux import procfs, ptrace
-from torpor.linux.libc import PAGE
+from torpor.linux.libc import PAGE, WORD
 from torpor.tasks.phase import INJECTED, INJECTING, enter_phase
-from torpor.tasks.retry import slots_at, words_in
+from torpor.tasks.retry import slots_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from torpor.linux.procfs import Mapping, Status
-    from torpor.tasks.freeze import FrozenProcess, FrozenTree
+    from torpor.tasks.freeze import FrozenProcess, FrozenThread, FrozenTree
     from torpor.tasks.task import Process, Thread
 
     Call = Sequence[str | int]
@@ -157,8 +157,7 @@ def _segments_end(process: Process, start: int, head: bytes) -> int:
 
 def take_code_away(process: Process, padding: int) -> None:
     """Make padding of what torpor's code lay in, when all threads have their own registers back."""
-    length = len(process.arch.code)
-    os.pwrite(process.mem, _former(process, padding, length), padding)
+    os.pwrite(process.mem, _former(process, padding, len(process.arch.code)), padding)
 
 
 def _former(process: Process, padding: int, length: int) -> bytes:
@@ -199,27 +198,42 @@ def find_hole(mappings: Sequence[Mapping], length: int, limit: int) -> int:
     raise Unsupported(Obstacle("address space", "there is no room for 64 KiB of work space in it"))
 
 
-def being_left(process: FrozenProcess, padding: int) -> bool:
+def being_left(process: FrozenProcess) -> bool:
     """Whether a thread is still inside code that a killed torpor left in the padding, or in a slot.
 
     Either its instruction pointer is there, or a signal handler interrupted it there and will return to it.
     """
-    length = len(process.arch.code)
-    a = process.arch
-    if any(padding <= thread.regs[a.ip] < padding + length for thread in process.threads):
+    a, start = process.arch, process.second or process.padding
+    if any(start <= thread.regs[a.ip] < process.padding + len(a.code) for thread in process.threads):
         return True
-    _, end = slots_at(process, padding)
-    there = os.pread(process.mem, end - padding, padding)
-    if not any(there) or (a.code_offset and there == _former(process, padding, end - padding)):
+    _, end = slots_at(process, process.padding)
+    there = os.pread(process.mem, end - process.padding, process.padding)
+    if not there.strip(b"\0") or (a.code_offset and there == _former(process, process.padding, end - process.padding)):
         return False
     for thread in process.threads:
         try:
             stack = os.pread(process.mem, 16384, thread.regs[a.sp] - 128)
         except OSError:
             continue
-        if words_in(a.unwords(stack[: len(stack) // a.word * a.word]), process, padding):
+        if any(start <= word < end for word in a.unwords(stack[: len(stack) // a.word * a.word])):
             return True
     return False
+
+
+def find_second(process: Process, padding: int) -> int:
+    """Where torpor's code can lie once more, below `padding`, over headers that only debuggers read; 0: there is no room.
+
+    What a killed torpor leaves there can be put right only for tasks that have the same vdso as torpor itself. Both places are in
+    one page, as far as it must be known which of two threads unmaps the work area (`Remote.take_over`).
+    """
+    arch = process.arch
+    second, at = padding - (len(arch.code) + 15 & ~15), arch.code.symbols["v_length"]
+    if not arch.code_behind_segments or arch.word != WORD or (second + at) // PAGE != (padding + at) // PAGE:
+        return 0
+    start = padding & -PAGE
+    while (head := process.read(start, 64))[:4] != b"\x7fELF":
+        start -= PAGE
+    return second if start + _segments_end(process, start, head) <= second else 0
 
 
 class Remote:
@@ -238,6 +252,8 @@ class Remote:
         """Tasks that a call of this thread has made; stopped, and traced by us."""
         self.at_birth: Callable[[int], None] | None = None
         """What to do with such a task before this thread goes on."""
+        self._unmaps = WORK_LENGTH
+        """How much of the work area this thread unmaps when it is done; nothing when it has handed it on, or not got it yet."""
         self._base = dict(thread.regs)
         self._dropped = b""
         self._used = 0
@@ -262,7 +278,7 @@ class Remote:
         regs = thread.regs if thread.makes_again < 0 else {**thread.regs, a.number: thread.makes_again}
         values = a.heal_values(regs, thread.tid) | {
             "v_work": self.work_at,
-            "v_length": WORK_LENGTH,
+            "v_length": self._unmaps,
             "v_tgid": thread.process.own_pid,
             "v_tid": thread.own_tid,
             "v_signal": self.signal,
@@ -290,6 +306,29 @@ class Remote:
                     )
                 )
             self.mapped = True
+
+    def take_over(self, before: Remote) -> None:
+        """Have the work area of another thread of the process, whose code lies elsewhere in the page; that one is itself again.
+
+        Whenever torpor dies, one of the two unmaps it, and the other one does not touch it any more: this thread comes in where
+        it has nothing left to do but to heal, and then one write into one page makes it the one that unmaps.
+        """
+        self._unmaps = 0
+        self.prepare()
+        self._keep()
+        enter_phase(INJECTING)
+        self._start("finish")
+        process, at = self.thread.process, self.arch.code.symbols["v_length"]
+        own, other = self.code_at + at, before.code_at + at
+        low, width = min(own, other), self.arch.code.variables["v_length"]
+        both = bytearray(process.read(low, abs(own - other) + width))
+        both[own - low : own - low + width] = WORK_LENGTH.to_bytes(width, self.arch.byte_order)
+        both[other - low : other - low + width] = bytes(width)
+        process.write(low, bytes(both))
+        self._unmaps, before._unmaps = WORK_LENGTH, 0
+        self.mapped, before.mapped = True, False
+        before.cure()
+        enter_phase(INJECTING)
 
     def _work_area_is_there(self) -> bool:
         try:
@@ -543,37 +582,68 @@ class Remote:
         ptrace.cont(self.thread.tid)
 
 
-class ByLeader:
-    """The first thread of a frozen process as a Remote, within a `with` block; after it nothing of ours is left in the process."""
+class Remotes:
+    """The threads of a frozen process as Remotes, one at a time, within a `with` block; after it nothing of ours is left there.
+
+    Where torpor's code has room twice, its threads hand one work area on: a thread then runs our code once and not three times.
+    """
 
     def __init__(self, process: FrozenProcess, tree: FrozenTree) -> None:
-        leader = process.leader
-        self._tree, self._remote = tree, Remote(leader, process.padding, process.hole, signal=quiet_signal(leader.status))
+        self._process, self._tree = process, tree
+        self._now: Remote | None = None
 
-    def __enter__(self) -> Remote:
-        try:
-            return self._remote.__enter__()
-        except BaseException:
-            self._clean()
-            raise
+    def __enter__(self) -> Remotes:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        process = self._process
         try:
-            self._remote.__exit__(kind, error, trace)
-            if kind is None:
-                pid = self._remote.thread.process.pid
-                self._tree.lost_signals += [(pid, signal) for signal in self._remote.suppressed]
+            self._cure()
         finally:
-            self._clean()
+            # The second place first: where there is none of our code in the first, there is none in the second.
+            if process.second:
+                os.pwrite(process.mem, process.under_second, process.second)
+            take_code_away(process, process.padding)
 
-    def _clean(self) -> None:
-        take_code_away(self._remote.thread.process, self._remote.code_at)
+    def of(self, thread: FrozenThread) -> Remote:
+        """One of the threads, ready to make calls; the one before it is itself again. Raises Unsupported."""
+        before, process = self._now, self._process
+        place = process.padding
+        if before and before.code_at == place and process.second:
+            place = process.second
+        remote = Remote(thread, place, process.hole, signal=quiet_signal(thread.status))
+        if before and process.second and before.signal and remote.signal:
+            remote.take_over(before)
+            self._now = remote
+            self._note(before)
+        else:
+            self._cure()
+            remote.infect()
+            self._now = remote
+        return remote
+
+    def _cure(self) -> None:
+        remote, self._now = self._now, None
+        if remote:
+            remote.cure()
+            self._note(remote)
+
+    def _note(self, remote: Remote) -> None:
+        """What has come meanwhile is sent again when all is over."""
+        self._tree.lost_signals += [(self._process.pid, signal) for signal in remote.suppressed]
 
 
 def make_place(process: FrozenProcess) -> None:
     """Find out where in a frozen process code and work area can lie. Raises Unsupported; Busy while it is being left."""
     process.mappings = procfs.maps(process.pid)
-    process.padding = process.padding or find_padding(process, process.mappings)
-    if being_left(process, process.padding):
+    padding = process.padding = process.padding or find_padding(process, process.mappings)
+    length = len(process.arch.code)
+    left = os.pread(process.mem, length, padding).strip(b"\0")
+    process.second = find_second(process, padding) if left or len(process.threads) > 1 else 0
+    if being_left(process):
         raise Busy(Obstacle("process", "it is just leaving the calls of a torpor that was killed", "try again", pid=process.pid))
+    if process.second:
+        # What a killed torpor has left lies in the first place, too.
+        second = process.second
+        process.under_second = _former(process, second, length) if left else process.read(second, length)
     process.hole = find_hole(process.mappings, WORK_LENGTH, process.arch.user_limit)

@@ -19,8 +19,6 @@ from torpor.linux.libc import PAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torpor.arch.contract import Registers
     from torpor.tasks.task import Process, Thread
 
@@ -87,9 +85,3 @@ class Slots:
                     os.pwrite(process.mem, frame, regs[arch.sp])
                     thread.regs = regs
                 return
-
-
-def words_in(words: Sequence[int], process: Process, padding: int) -> bool:
-    """Whether one of `words` points into torpor's code or a slot."""
-    _, end = slots_at(process, padding)
-    return any(padding <= word < end for word in words)

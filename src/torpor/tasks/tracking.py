@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from torpor.linux import pagemap, pidfd, writes
-from torpor.tasks.remote import ByLeader
+from torpor.tasks.remote import Remotes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ class Tracking:
         pid = process.pid
         self._forget(pid)
         try:
-            with ByLeader(process, tree) as remote:
-                self._watched[pid] = remote.descriptor(("userfaultfd", writes.FLAGS), lambda number: pidfd.getfd(pid, number))
+            with Remotes(process, tree) as remotes:
+                leader = remotes.of(process.leader)
+                self._watched[pid] = leader.descriptor(("userfaultfd", writes.FLAGS), lambda number: pidfd.getfd(pid, number))
             writes.enable(self._watched[pid])
         except OSError:
             self._forget(pid)

@@ -83,19 +83,12 @@ def _request(request: int, tid: int, addr: int | None, data: int | None) -> int:
 
 
 class Captured:
-    """The registers of a stopped thread as the kernel gave them: quick to take in the pause, decoded after it."""
+    """All but the general registers of a stopped thread as the kernel gave them: quick to take in the pause, decoded after it."""
 
-    __slots__ = ("area", "debug", "general", "shadow", "tls")
+    __slots__ = ("area", "debug", "shadow", "tls")
 
-    def __init__(
-        self,
-        general: dict[str, int],
-        tls: bytes,
-        debug: tuple[int, ...],
-        area: bytes,
-        shadow: tuple[int, int] | None,
-    ) -> None:
-        self.general, self.tls, self.debug, self.area, self.shadow = general, tls, debug, area, shadow
+    def __init__(self, tls: bytes, debug: tuple[int, ...], area: bytes, shadow: tuple[int, int] | None) -> None:
+        self.tls, self.debug, self.area, self.shadow = tls, debug, area, shadow
 
 
 class X86Registers(Regsets):
@@ -179,18 +172,21 @@ class X86Registers(Regsets):
 
     # All of them.
 
+    def read(self, tid: int) -> list[Record]:
+        """See Regsets.read."""
+        return [self.general_record(self.read_general(tid)), *self.decode(self.capture(tid))]
+
     def capture(self, tid: int) -> Captured:
-        """Take all registers, undecoded: some 20 microseconds."""
-        debug = tuple(_request(_PEEKUSER, tid, _DEBUG_AT + libc.WORD * n, None) for n in (0, 1, 2, 3, 6, 7))
+        """Take all but the general registers, undecoded: some 10 microseconds."""
         area = ptrace.get_regset(tid, self._area_note())
-        return Captured(self.read_general(tid), self._read_tls(tid), debug, area, _read_shadow_stack(tid))
+        return Captured(self._read_tls(tid), _read_debug(tid), area, _read_shadow_stack(tid))
 
     def decode(self, captured: Captured) -> list[Record]:
-        """The register records of what `capture` took, in ascending bit order, the general one first.
+        """The register records of what `capture` took, in ascending bit order.
 
         Raises Unsupported for state that this version of torpor knows no record for.
         """
-        records: list[Record] = [self.general_record(captured.general)]
+        records: list[Record] = []
         entries = [
             X86TlsEntry(entry=entry, base=base, limit=limit, flags=flags)
             for entry, base, limit, flags in _USER_DESC.iter_unpack(captured.tls)
@@ -198,8 +194,7 @@ class X86Registers(Regsets):
         ]
         if entries:
             records.append(X86Tls(entries=entries))
-        word = (1 << 8 * libc.WORD) - 1
-        dr0, dr1, dr2, dr3, dr6, dr7 = [value & word for value in captured.debug]
+        dr0, dr1, dr2, dr3, dr6, dr7 = captured.debug
         if dr0 or dr1 or dr2 or dr3 or dr7 or dr6 & DR6_CONDITIONS:
             records.append(X86Debug(dr0=dr0, dr1=dr1, dr2=dr2, dr3=dr3, dr6=dr6 & 0xFFFFFFFF, dr7=dr7))
         layout = cpu.host().layout
@@ -328,6 +323,12 @@ def _read_shadow_stack(tid: int) -> tuple[int, int] | None:
         raise
     _request(_ARCH_PRCTL, tid, _block_at, _ARCH_SHSTK_STATUS)
     return int.from_bytes(_block.raw[:8], "little"), ssp
+
+
+def _read_debug(tid: int) -> tuple[int, ...]:
+    """DR0 to DR3, DR6 and DR7."""
+    word = (1 << 8 * libc.WORD) - 1
+    return tuple(_request(_PEEKUSER, tid, _DEBUG_AT + libc.WORD * n, None) & word for n in (0, 1, 2, 3, 6, 7))
 
 
 def _write_debug(tid: int, addresses: Sequence[int], dr6: int | None, dr7: int) -> None:
