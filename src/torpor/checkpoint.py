@@ -224,6 +224,7 @@ class _Here:
         except OSError:
             pass  # it has just ended
         self.code = nodes.Code()
+        self._root = root
         self.look(mappings)
 
     def look(self, mappings: Mapping[int, Sequence[MappedRange]]) -> None:
@@ -232,6 +233,8 @@ class _Here:
         self.places = {pid: _places(ranges) for pid, ranges in mappings.items()}
         self.sizes = {pid: _private_bytes(ranges) for pid, ranges in mappings.items()}
         """About how much memory each process has for itself, in bytes."""
+        self.room = headroom.available(self._root) if max(self.sizes.values(), default=0) >= WORTH_A_COPY else 0
+        """How much more there could be, if one of them is worth a copy; else 0."""
         self.layouts = {pid: cow.Layout(ranges) for pid, ranges in mappings.items()} if len(mappings) > 1 else {}
         """What is compared among relatives; without those there is nothing to compare."""
 
@@ -596,7 +599,7 @@ class _Checkpoint:
         for pid, told in self.told.items():
             if told.inside.subreaper:
                 return f"process {pid} takes in orphans (PR_SET_CHILD_SUBREAPER), and a copy would be one"
-        size, room = sum(self.sizes.values()), headroom.available(self.tree.processes[0].pid)
+        size, room = sum(self.sizes.values()), self.here.room or headroom.available(self.tree.processes[0].pid)
         if room < size:
             return f"all of its {size >> 20} MiB may change meanwhile, and there is memory for {room >> 20} MiB"
         return ""
