@@ -34,7 +34,7 @@ from torpor.rebuild import Rebuilding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torpor.image.chain import Source
     from torpor.lazy.server import Server
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torpor.objects.late import Late
 
     Progress = Callable[[int, int], None]
+    Places = Mapping[int, list[Source]]
     Row = tuple[str, str, str, int | None]
 
 SAME, NAMESPACE, AUTO = "same", "namespace", "auto"
@@ -148,7 +149,8 @@ def _restart(
     with Paused(), Image.open(source) as image:
         root = plan.read(image)
         open_parents(image)
-        found = list(check(image, root, cpu, frozenset(os.path.abspath(path) for path in allow_changed)))
+        pages = sources(image)
+        found = list(check(image, root, pages, cpu, frozenset(os.path.abspath(path) for path in allow_changed)))
         if lazy:
             found += _lazy_refusals()
         if found:
@@ -157,7 +159,7 @@ def _restart(
         if lazy:
             from torpor.objects.late import Late
 
-            late = Late(root, image)
+            late = Late(root, image, pages)
         image.verify_data(progress, late.needed_now() if late else None)
         mode = _choose(pids, root)
         try:
@@ -181,8 +183,13 @@ def _lazy_refusals() -> list[tuple[Obstacle, type[TorporError]]]:
 # --- the check pass
 
 
-def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) -> Iterator[tuple[Obstacle, type[TorporError]]]:
-    """Every reason why the image cannot be restarted here, with the kind of error it makes. Makes nothing."""
+def check(
+    image: Image, root: ProcessPlan, pages: Places, cpu: str, allowed: frozenset[str]
+) -> Iterator[tuple[Obstacle, type[TorporError]]]:
+    """Every reason why the image cannot be restarted here, with the kind of error it makes. Makes nothing.
+
+    `pages`: where those of each address space lie.
+    """
     for process in root.family():
         if process.arch not in arch.KINDS:
             yield _elsewhere(process), Unsupported
@@ -193,7 +200,7 @@ def check(image: Image, root: ProcessPlan, cpu: str, allowed: frozenset[str]) ->
         return  # nor can its mappings
     making = Making(image)
     bad = False
-    for reason, pid in _faults(image, root, making):
+    for reason, pid in _faults(image, root, pages, making):
         yield Obstacle(image.name, reason, "take another checkpoint", pid=pid), BadImage
         bad = True
     if bad:
@@ -236,7 +243,7 @@ def _elsewhere(process: ProcessPlan) -> Obstacle:
     )
 
 
-def _faults(image: Image, root: ProcessPlan, making: Making) -> Iterator[tuple[str, int | None]]:
+def _faults(image: Image, root: ProcessPlan, pages: Places, making: Making) -> Iterator[tuple[str, int | None]]:
     """What no program can have, and of which process it is said."""
     for node in image.of(FileNode):
         for reason in nodes.faults(node):
@@ -247,7 +254,6 @@ def _faults(image: Image, root: ProcessPlan, making: Making) -> Iterator[tuple[s
                 yield reason, None
     for pid, reason in plan.faults(root):
         yield reason, pid
-    pages = sources(image)
     pids = {process.record.pid for process in root.family()}
     for process in root.family():
         for reason in processes.faults(process.record):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from torpor.image.chain import Source, sources
+from torpor.image.chain import Source
 from torpor.image.format import Pages, parts
 from torpor.objects.memory import ANONYMOUS, DONTFORK, GROWSDOWN, LOCKED, LOCKONFAULT, SHARED, WIPEONFORK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torpor.image.reader import Image, Needed
     from torpor.objects.plan import ProcessPlan
@@ -34,19 +34,19 @@ class Late:
 
     __slots__ = ("_image", "later", "now", "ranges")
 
-    def __init__(self, root: ProcessPlan, image: Image) -> None:
+    def __init__(self, root: ProcessPlan, image: Image, places: Mapping[int, list[Source]]) -> None:
+        """`places`: where the pages of each address space lie."""
         self._image = image
         self.ranges: dict[int, Ranges] = {}
         self.later: dict[int, list[Source]] = {}
-        self.now = sources(image)
+        self.now = dict(places)
         for process in root.family():
             if process.alive and not process.mm.base and not any(child.alive and child.mm.base for child in process.children):
                 ident = process.mm.id
                 pages = self.now.get(ident, [])
                 if ranges := _of_process(process, pages):
                     self.ranges[ident] = ranges
-                    self.now[ident] = _only(pages, ranges, False)
-                    self.later[ident] = _only(pages, ranges, True)
+                    self.now[ident], self.later[ident] = _divided(pages, ranges)
 
     def following(self) -> int:
         """Bytes that come late."""
@@ -64,19 +64,18 @@ class Late:
         return found
 
 
-def _only(pages: Sequence[Source], ranges: Ranges, inside: bool) -> list[Source]:
-    """What of the pages lies in the ranges, or what does not."""
-    found = []
+def _divided(pages: Sequence[Source], ranges: Ranges) -> tuple[list[Source], list[Source]]:
+    """What of the pages lies in none of the ranges, and what does."""
+    divided: tuple[list[Source], list[Source]] = [], []
     for source in pages:
-        runs = [
-            (at, part, offset + at - start)
-            for start, length, offset in source.runs
-            for at, part, within in parts(start, length, ranges)
-            if within == inside
-        ]
-        if runs:
-            found.append(Source(source.image, source.chunk, runs))
-    return found
+        runs: tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]] = [], []
+        for start, length, offset in source.runs:
+            for at, part, within in parts(start, length, ranges):
+                runs[within].append((at, part, offset + at - start))
+        for those, found in zip(runs, divided, strict=True):
+            if those:
+                found.append(Source(source.image, source.chunk, those))
+    return divided
 
 
 def _of_process(process: ProcessPlan, pages: Sequence[Source]) -> Ranges:
