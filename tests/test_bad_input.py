@@ -5,6 +5,7 @@ The program to be saved goes on, untraced; no file has appeared, and one that wa
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
@@ -209,21 +210,42 @@ def test_an_output_that_may_not_grow(program: int, place: Path) -> None:
     refused(done, FAILED, str(place / "image"), "File too large", "ulimit -f")
 
 
-def test_an_output_on_a_full_file_system(program: int, tmp_path: Path) -> None:
-    mounted = tmp_path / "small"
+@contextlib.contextmanager
+def small_file_system(place: Path, size: str) -> Iterator[Path]:
+    """A file system of so much space (as tmpfs(5) says it), for a `with` block."""
+    mounted = place / "small"
     mounted.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(mounted)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(mounted)]
     done = subprocess.run(mount, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_an_output_on_a_full_file_system(program: int, tmp_path: Path) -> None:
+    with small_file_system(tmp_path, "64k") as mounted:
         (mounted / "before").write_bytes(b"x" * 20000)
         refused(torpor("checkpoint", str(program), "-o", mounted / "image", "--kill"), FAILED, "No space left on device")
         refused(torpor("checkpoint", str(program), "-o", mounted / "before"), FAILED, "No space left on device")
         assert (mounted / "before").read_bytes() == b"x" * 20000
         assert [path.name for path in mounted.iterdir()] == ["before"]
-    finally:
-        subprocess.run(["umount", str(mounted)], check=True)
+
+
+@pytest.mark.parametrize("size", ["2m", "7m", "11m"])
+def test_an_output_that_becomes_full_while_two_threads_write(tmp_path: Path, size: str) -> None:
+    ready = tmp_path / "ready"
+    code = f"import os\nb = os.urandom(12 << 20)\nos.mkdir({str(ready)!r})\nwhile True: pass"
+    with small_file_system(tmp_path, size) as mounted, altered.running([sys.executable, "-c", code], wait=False) as pid:
+        deadline = time.monotonic() + 20
+        while not ready.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        refused(torpor("checkpoint", str(pid), "-o", mounted / "image"), FAILED, "No space left on device")
+        assert not list(mounted.iterdir())
+        goes_on(pid)
 
 
 def test_an_output_without_permission(tmp_path: Path) -> None:

@@ -90,13 +90,18 @@ def checkpoint(
         from torpor.image.compression import compressor, level_of
 
         compressor(level := level_of(compress))  # refused now where there is no library
-    if parent is not None:
-        from torpor.parent import Parent
-
-        earlier = Parent(parent, output)
+    opening = None
     try:
         with Paused():
-            return _checkpoint(pid, output, kill, progress, absent or {}, earlier, level, tracking)
+            if parent is not None:
+                from torpor.parent import Opening
+
+                opening = Opening(parent, output)
+            try:
+                mappings = preflight.survey(pid, absent or {})
+            finally:
+                earlier = opening.opened() if opening else None
+            return _checkpoint(pid, mappings, output, kill, progress, absent or {}, earlier, level, tracking)
     finally:
         if earlier:
             earlier.close()
@@ -104,6 +109,7 @@ def checkpoint(
 
 def _checkpoint(
     pid: int,
+    mappings: dict[int, list[MappedRange]],
     output: str | os.PathLike[str] | int,
     kill: bool,
     progress: Progress | None,
@@ -112,8 +118,7 @@ def _checkpoint(
     level: int,
     tracking: Tracking | None,
 ) -> str:
-    """The same, a step a line."""
-    mappings = preflight.survey(pid, absent)
+    """The same of a program that has been looked at, a step a line."""
     here = _Here(pid, mappings)
     little = sum(size for size in here.sizes.values() if size < TWO_THREADS)
     if tracking and earlier:
