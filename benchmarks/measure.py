@@ -218,12 +218,13 @@ class Bench:
         """One image after the other of a program of which a hundredth changes meanwhile, as `torpor watch` takes them."""
         place = self.directory / "chain"
         place.mkdir()
+        changed = case.memory // os.sysconf("SC_PAGE_SIZE") // CHANGED
         for run in range(FEW):
             parent = ""
             for number in range(min(runs, FEW) + 1):
                 image = place / str(number)
                 if number:
-                    victim.alter(case.memory // os.sysconf("SC_PAGE_SIZE") // CHANGED)
+                    victim.alter(changed)
                 self.freshen()
                 victim.begin()
                 took, _, _ = self.warm.ask("next", str(victim.pid), str(image), *[parent] * bool(parent))
@@ -234,8 +235,12 @@ class Bench:
                 samples.add(f"checkpoint_{kind}_in_stop", victim.stopped)
                 samples.add(f"checkpoint_{kind}_bytes", image.stat().st_size)
                 parent = str(image)
+            where = (str(victim.address), str(case.memory), str(changed))
+            said = self.run([str(self.raw), "next", str(victim.pid), *where, str(place / "raw")]).out
+            for name, word in zip(("raw_looked", "raw_next"), said.split(), strict=True):
+                samples.add(name, int(word))
             if not run:
-                victim.alter(case.memory // os.sysconf("SC_PAGE_SIZE") // CHANGED)
+                victim.alter(changed)
                 words = ("checkpoint", str(victim.pid), "-o", str(place / "compared"), "--parent", parent)
                 samples.add("checkpoint_compared", self.run(self.python.torpor(*words)).took)
             shutil.rmtree(place)

@@ -95,6 +95,8 @@ NEXT: list[Column] = [
     ("first image", time_of("checkpoint_first")),
     ("next ones", time_of("checkpoint_next")),
     ("next/first", ratio("checkpoint_next", "checkpoint_first", 3)),
+    ("(raw)", time_of("raw_next")),
+    ("(smaps)", time_of("raw_looked")),
     ("stood still", time_of("checkpoint_next_stopped")),
     ("in the stop", time_of("checkpoint_next_in_stop")),
     ("bytes", lambda row: size(row["checkpoint_next_bytes"])),
@@ -196,7 +198,8 @@ def text(found: dict[str, Any]) -> str:
     if chains := [row for row in cases if "checkpoint_next" in row]:
         lines += [
             "One image after the other, a hundredth of the pages changed meanwhile, as `torpor watch` takes them (the function",
-            "alone); compared: `torpor checkpoint --parent`, which nobody has told what has changed.",
+            "alone); compared: `torpor checkpoint --parent`, which nobody has told what has changed. (raw): to read smaps, which",
+            "alone tells the flags of mappings, then to read, write and fsync as many pages; (smaps): of that, the first.",
             *table(NEXT, chains),
             "",
         ]

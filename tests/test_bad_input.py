@@ -235,7 +235,7 @@ def test_an_output_on_a_full_file_system(program: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["2m", "7m", "11m"])
-def test_an_output_that_becomes_full_while_two_threads_write(tmp_path: Path, size: str) -> None:
+def test_an_output_that_becomes_full_while_memory_is_written(tmp_path: Path, size: str) -> None:
     ready = tmp_path / "ready"
     code = f"import os\nb = os.urandom(12 << 20)\nos.mkdir({str(ready)!r})\nwhile True: pass"
     with small_file_system(tmp_path, size) as mounted, altered.running([sys.executable, "-c", code], wait=False) as pid:

@@ -90,18 +90,13 @@ def checkpoint(
         from torpor.image.compression import compressor, level_of
 
         compressor(level := level_of(compress))  # refused now where there is no library
-    opening = None
+    if parent is not None:
+        from torpor.parent import Parent
+
+        earlier = Parent(parent, output)
     try:
         with Paused():
-            if parent is not None:
-                from torpor.parent import Opening
-
-                opening = Opening(parent, output)
-            try:
-                mappings = preflight.survey(pid, absent or {})
-            finally:
-                earlier = opening.opened() if opening else None
-            return _checkpoint(pid, mappings, output, kill, progress, absent or {}, earlier, level, tracking)
+            return _checkpoint(pid, output, kill, progress, absent or {}, earlier, level, tracking)
     finally:
         if earlier:
             earlier.close()
@@ -109,7 +104,6 @@ def checkpoint(
 
 def _checkpoint(
     pid: int,
-    mappings: dict[int, list[MappedRange]],
     output: str | os.PathLike[str] | int,
     kill: bool,
     progress: Progress | None,
@@ -118,7 +112,8 @@ def _checkpoint(
     level: int,
     tracking: Tracking | None,
 ) -> str:
-    """The same of a program that has been looked at, a step a line."""
+    """The same, a step a line."""
+    mappings = preflight.survey(pid, absent)
     here = _Here(pid, mappings)
     little = sum(size for size in here.sizes.values() if size < TWO_THREADS)
     if tracking and earlier:

@@ -13,7 +13,6 @@ from _thread import allocate_lock
 from torpor.image.format import MAX_CHUNK, MAX_PLACES, CompressedPages, EarlierPages, Pages, laid_out
 from torpor.image.format import parts as in_parts
 from torpor.image.known import Saved
-from torpor.image.output import DIRECT
 from torpor.image.writer import hash_of
 from torpor.linux import memory
 from torpor.linux.libc import PAGE
@@ -42,9 +41,6 @@ LARGE = 2 << 30
 
 TWO_THREADS = 16 << 20
 """Bytes from which it pays that one thread reads while another one hashes and writes."""
-
-TWO_WRITERS = 8 << 20
-"""Bytes read already from which it pays that two threads write them."""
 
 READ_AHEAD = 16 << 20
 """Bytes of smaller memories that are read while a program stands still and written when it does not any more."""
@@ -120,13 +116,7 @@ class PageWriter:
         To get it takes as long as to fill it. It is not there beside that of what has been written until now.
         """
         self._buffers.clear()
-        size = min(size, READ_AHEAD)
-        if size < DIRECT:
-            self._room = self._left = memoryview(bytearray(b"-") * size)
-            return
-        from mmap import MAP_ANONYMOUS, MAP_POPULATE, MAP_PRIVATE, mmap
-
-        self._room = self._left = memoryview(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE))
+        self._room = self._left = memoryview(bytearray(b"-") * min(size, READ_AHEAD))
 
     def select(self, source: Process, runs: Sequence[PageRun], written: Sequence[tuple[int, int]] | None) -> Selection:
         """Which of the pages `runs` (mapping, address, bytes) of a process or its copy are to be read.
@@ -190,41 +180,12 @@ class PageWriter:
         """Write what has only been read."""
         waiting, self._read, self._read_bytes = self._read, [], 0
         for make, read in waiting:
-            if sum(chunk.size for chunk, _ in read) < TWO_WRITERS:
-                job = make()
-                for chunk, buffer in read:
-                    self._put(job, chunk, buffer)
-            else:
-                job = self._put_by_two(make, read)
-            for chunk, _ in read:
+            job = make()
+            for chunk, buffer in read:
+                self._put(job, chunk, buffer)
                 self._tell(chunk)
             self._refer(job)
         self._left = self._room
-
-    def _put_by_two(self, make: Callable[[], _Job], read: Sequence[tuple[Chunk, memoryview]]) -> _Job:
-        """Write chunks: while one thread hashes, another one writes. Returns the job of one of them."""
-        from threading import Thread
-
-        failures: list[BaseException] = []
-        work = iter(read)  # shared: each takes the next chunk that nobody has
-
-        def put_all(mine: _Job) -> None:
-            try:
-                for chunk, buffer in work:
-                    self._put(mine, chunk, buffer)
-            except BaseException as error:
-                failures.append(error)
-                for _ in work:
-                    pass
-
-        jobs = make(), make()
-        other = Thread(target=put_all, args=(jobs[1],), name="torpor writes pages")
-        other.start()
-        put_all(jobs[0])
-        other.join()
-        if failures:
-            raise failures[0]
-        return jobs[0]
 
     def _compressor(self) -> Callable[[memoryview | bytes], bytes] | None:
         if not self._level:

@@ -8,7 +8,6 @@ image already, and a page that is equal by its hash only is a page lost.)
 from __future__ import annotations
 
 import os
-from threading import Thread
 
 from torpor.errors import Obstacle, Unsupported, UsageError
 from torpor.image.chain import open_parents, sources
@@ -67,30 +66,6 @@ class Parent:
             )
             self._ids[image] = saving.add(record)
         return self._ids[image]
-
-
-class Opening:
-    """A Parent that another thread opens while this one waits for the kernel: of a large program either takes some 10 ms."""
-
-    def __init__(self, path: str | os.PathLike[str], output: str | os.PathLike[str] | int) -> None:
-        """The arguments are Parent's."""
-        self._parent: Parent | None = None
-        self._error: BaseException | None = None
-        self._thread = Thread(target=self._open, args=(path, output), name="torpor opens the parent")
-        self._thread.start()
-
-    def _open(self, path: str | os.PathLike[str], output: str | os.PathLike[str] | int) -> None:
-        try:
-            self._parent = Parent(path, output)
-        except BaseException as error:
-            self._error = error
-
-    def opened(self) -> Parent:
-        """The parent, as soon as it is open. Raises what Parent does."""
-        self._thread.join()
-        if self._parent is None:
-            raise self._error or AssertionError
-        return self._parent
 
 
 def _known(found: Iterable[Source]) -> Known:
