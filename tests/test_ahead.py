@@ -300,8 +300,8 @@ def test_memory_that_goes_while_it_is_saved(tmp_path: Path, monkeypatch: pytest.
     own_pages: Callable[..., Any] = memory_objects.own_pages
     asked = [0]
 
-    def with_a_stranger(pid: int, mappings: Any) -> Any:
-        for run in own_pages(pid, mappings):
+    def with_a_stranger(*arguments: Any) -> Any:
+        for run in own_pages(*arguments):
             yield run
             if not asked[0]:
                 asked[0] = run[1] + run[2]

@@ -413,16 +413,14 @@ class _Checkpoint:
         self.note_mapped_contents(process)
         mappings = self.mappings[process.pid]
         space, files = memory_objects.describe(process, mappings, mine.inside.brk, saving)
+        self.unguarded[process.pid] = space
         if process.pid in self.relatives:
-            self.pages[process.pid] = list(memory_objects.own_pages(process.pid, self.mappings[process.pid]))
-            self.all_pages[process.pid] = self.pages[process.pid]
+            self.pages[process.pid] = self.all_pages[process.pid] = self.own_pages(process.pid)
             self.find_heritage(process, space)
-        record.mm = saving.add(space, ("mm", process.pid))
+        elif self.sizes[process.pid] >= WORTH_A_COPY:
+            space.guards = memory_objects.guards(process.pid, [mapping for mapping in mappings if _uncopied(mapping)])
         self.unfinished.append((space, mappings, files))
-        large = self.sizes[process.pid] >= WORTH_A_COPY
-        space.guards = list(memory_objects.guards(process.pid, [m for m in mappings if not large or _uncopied(m)]))
-        if large:
-            self.unguarded[process.pid] = space
+        record.mm = saving.add(space, ("mm", process.pid))
         record.handlers = saving.add(signals.Handlers(id=saving.new_id(), actions=mine.actions))
         record.files, record.fs = saving.known(("files", process.pid)), saving.known(("fs", process.pid))
         record.dumpable, record.subreaper = mine.inside.dumpable, mine.inside.subreaper
@@ -587,10 +585,12 @@ class _Checkpoint:
     def note_guards(self, pids: Iterable[int] | None = None) -> None:
         """Enter the guard pages that have not been looked for yet; only of the processes `pids`, if these are given."""
         for pid in list(self.unguarded if pids is None else pids):
-            space = self.unguarded.pop(pid)
-            source = self.copies[pid].pid if pid in self.copies else pid
-            found = memory_objects.guards(source, [mapping for mapping in self.mappings[pid] if not _uncopied(mapping)])
-            space.guards = sorted([*space.guards, *found], key=lambda guard: guard.start)
+            space, mappings = self.unguarded.pop(pid), self.mappings[pid]
+            if pid in self.copies:
+                found = memory_objects.guards(self.copies[pid].pid, [mapping for mapping in mappings if not _uncopied(mapping)])
+                space.guards = sorted([*space.guards, *found], key=_start)
+            else:
+                space.guards = memory_objects.guards(pid, mappings)
 
     def against_copies(self) -> str:
         """What speaks against copies of memory, in words; nothing, as a rule."""
@@ -652,9 +652,23 @@ class _Checkpoint:
     def pages_of(self, pid: int, source: Process, wanted: Callable[[MappedRange], bool]) -> list[PageRun]:
         """Which pages of the `wanted` mappings belong to a process alone, as `source` has them."""
         runs = self.pages.get(pid)
+        if runs is None and wanted is _any:
+            return self.own_pages(pid)
         if runs is None:
             return list(memory_objects.own_pages(source.pid, [mapping for mapping in self.mappings[pid] if wanted(mapping)]))
         return [run for run in runs if wanted(run[0])]
+
+
+    def own_pages(self, pid: int) -> list[PageRun]:
+        """All pages of a process that stands still. Its guard pages are noted on the way, if they have not been."""
+        mappings = self.mappings[pid]
+        if pid not in self.unguarded:
+            return list(memory_objects.own_pages(pid, mappings))
+        found: list[memory_objects.Range] = []
+        runs = list(memory_objects.own_pages(pid, mappings, found))
+        found += memory_objects.guards(pid, [mapping for mapping in mappings if mapping.shared])
+        self.unguarded.pop(pid).guards = sorted(found, key=_start)
+        return runs
 
 
 class _Told:
@@ -685,6 +699,10 @@ def _private_bytes(mappings: Iterable[MappedRange]) -> int:
     """About how much memory a process with these mappings has for itself."""
     private = (mapping for mapping in mappings if not mapping.shared)
     return sum(max(0, mapping.anonymous_kb) + max(0, mapping.swap_kb) << 10 for mapping in private)
+
+
+def _start(pages: memory_objects.Range) -> int:
+    return pages.start
 
 
 def _any(mapping: MappedRange) -> bool:

@@ -176,6 +176,34 @@ say(at=at, made=made)
     own = [page for page in range(64) if page not in (10, 11, 12)]
     assert list(pagemap.present_runs(fd, at, at + 64 * PAGE)) == runs(own, at)
     assert list(pagemap.guard_runs(fd, at, at + 64 * PAGE)) == [(at + 10 * PAGE, 3 * PAGE)]
+    guards: list[tuple[int, int]] = []
+    assert list(pagemap.present_runs(fd, at, at + 64 * PAGE, guards=guards)) == runs(own, at)
+    assert guards == [(at + 10 * PAGE, 3 * PAGE)]
+
+
+def test_many_guard_pages_on_the_way(start: Start, opened: Callable[[int], int], way: str) -> None:
+    """More regions than the kernel tells of at a time; every third page is a guard, and all of the last ones are."""
+    child = start(f"""
+at = libc.mmap(None, 3000 * {PAGE}, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+libc.madvise(at, 3000 * {PAGE}, 15)
+ctypes.memset(at, 1, 3000 * {PAGE})
+made = all(not libc.madvise(at + page * {PAGE}, {PAGE}, {MADV_GUARD_INSTALL}) for page in range(0, 2400, 3))
+made = made and not libc.madvise(at + 2400 * {PAGE}, 600 * {PAGE}, {MADV_GUARD_INSTALL})
+say(at=at, made=made)
+""")
+    at = child.facts["at"]
+    if not child.facts["made"]:
+        pytest.skip("no MADV_GUARD_INSTALL before Linux 6.13")
+    pagemap.has_scan()
+    if not pagemap._guard_category and way == "scan":
+        pytest.skip("Linux 6.13 and 6.14 do not tell guard pages from swapped ones")
+    fd = opened(child.pid)
+    for low, high in ((0, 3000), (1, 2999), (2, 1500)):
+        guards: list[tuple[int, int]] = []
+        own = [page for page in range(low, high) if page % 3 and page < 2400]
+        assert list(pagemap.present_runs(fd, at + low * PAGE, at + high * PAGE, guards=guards)) == runs(own, at)
+        assert guards == list(pagemap.guard_runs(fd, at + low * PAGE, at + high * PAGE))
+        assert sum(length for _, length in guards) == (high - low - len(own)) * PAGE
 
 
 def test_empty_terabyte_costs_nothing(

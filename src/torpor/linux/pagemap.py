@@ -41,6 +41,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    Runs = list[tuple[int, int]]
+
 FORCE_FALLBACK = False
 """Set by tests: behave as on a kernel without PAGEMAP_SCAN."""
 
@@ -117,16 +119,26 @@ def has_scan() -> bool:
     return _has_scan
 
 
-def present_runs(pagemap_fd: int, start: int, end: int, *, file_backed_private: bool = False) -> Iterator[tuple[int, int]]:
+def present_runs(
+    pagemap_fd: int, start: int, end: int, *, file_backed_private: bool = False, guards: Runs | None = None
+) -> Iterator[tuple[int, int]]:
     """The runs (address, bytes) between `start` and `end` of pages that hold data of their own: ascending, never
     adjacent.
 
-    `file_backed_private`: leave out pages that are still the file's.
+    `file_backed_private`: leave out pages that are still the file's. `guards` is given the runs of guard pages, as `guard_runs`
+    tells them, which are found on the way.
     """
     if has_scan():
-        unwanted = _IS_PFNZERO | (_guard_category or 0) | (_IS_FILE if file_backed_private else 0)
-        yield from _scan(pagemap_fd, start, end, unwanted, unwanted, _IS_PRESENT | _IS_SWAPPED)
+        unwanted = _IS_PFNZERO | (_IS_FILE if file_backed_private else 0)
+        wanted = _IS_PRESENT | _IS_SWAPPED
+        if guards is None:
+            unwanted |= _guard_category or 0
+        else:
+            wanted |= _guard_category or 0
+        yield from _scan(pagemap_fd, start, end, unwanted, unwanted, wanted, guards=guards if _guard_category else None)
         return
+    if guards is not None:
+        guards += guard_runs(pagemap_fd, start, end)
     table = _OWN_TABLE if file_backed_private else _ANY_TABLE
     for low, high in _populated(pagemap_fd, start, end):
         yield from _read_runs(pagemap_fd, low, high, table)
@@ -159,18 +171,27 @@ def protected_runs(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int,
     yield from _scan(pagemap_fd, start, end, _IS_WRITTEN, _IS_WRITTEN, _IS_PRESENT | _IS_SWAPPED)
 
 
-def _scan(fd: int, start: int, end: int, inverted: int, mask: int, anyof: int, flags: int = 0) -> Iterator[tuple[int, int]]:
+def _scan(
+    fd: int, start: int, end: int, inverted: int, mask: int, anyof: int, flags: int = 0, guards: Runs | None = None
+) -> Iterator[tuple[int, int]]:
+    """The runs of pages that match; those of guard pages go to `guards`, if that is given."""
     regions = (ctypes.c_uint64 * (3 * _VECTOR))()  # struct page_region: start, end, categories
     arg = _ScanArg(
         size=ctypes.sizeof(_ScanArg), start=start, end=end, vec=ctypes.addressof(regions), vec_len=_VECTOR,
         category_inverted=inverted, category_mask=mask, category_anyof_mask=anyof, flags=flags,
     )  # fmt: skip
-    # return_mask stays 0: then regions end only where the pages do, not where present becomes swapped.
+    if guards is not None:
+        arg.return_mask = _IS_GUARD
+    # Of no other category: then regions end only where the pages do, not where present becomes swapped.
     low = high = start
     while arg.start < end:
         count = fcntl.ioctl(fd, _SCAN, arg)
         found = regions[: 3 * count]
         for i in range(0, 3 * count, 3):
+            if guards is not None and found[i + 2]:
+                first, length = guards.pop() if guards and sum(guards[-1]) == found[i] else (found[i], 0)
+                guards.append((first, length + found[i + 1] - found[i]))
+                continue
             if found[i] != high:
                 if high > low:
                     yield low, high - low

@@ -271,17 +271,24 @@ def records(mappings: Sequence[Mapping], files: Sequence[int]) -> list[MappingRe
     return found
 
 
-def guards(pid: int, mappings: Sequence[Mapping]) -> Iterator[Range]:
+def guards(pid: int, mappings: Sequence[Mapping]) -> list[Range]:
     """The guard pages of a process in these mappings, ascending. They are in anonymous memory, and in files since 6.15."""
     if not pagemap.has_scan():
-        return  # a kernel older than guard pages
-    fd = pagemap.open(pid)
-    try:
-        for places in _neighbours(mappings, lambda m: not of_kernel(m) and ("gu" in m.flags or m.writable)):
-            for _, start, length in _within(places, pagemap.guard_runs(fd, places[0].start, places[-1].end)):
-                yield Range(start=start, end=start + length)
-    finally:
-        os.close(fd)
+        return []  # a kernel older than guard pages
+    found: list[Range] = []
+    if groups := list(_neighbours(mappings, lambda m: not of_kernel(m) and ("gu" in m.flags or m.writable))):
+        fd = pagemap.open(pid)
+        try:
+            for places in groups:
+                found += _ranges(places, pagemap.guard_runs(fd, places[0].start, places[-1].end))
+        finally:
+            os.close(fd)
+    return found
+
+
+def _ranges(places: Sequence[Mapping], runs: Iterable[tuple[int, int]]) -> Iterator[Range]:
+    """The runs (address, bytes), as far as they lie in these mappings."""
+    return (Range(start=start, end=start + length) for _, start, length in _within(places, runs))
 
 
 def node_of(mapping: Mapping, pid: int, mappings: Sequence[Mapping], saving: Saving) -> int:
@@ -294,15 +301,24 @@ def node_of(mapping: Mapping, pid: int, mappings: Sequence[Mapping], saving: Sav
     return saving.known(asked)
 
 
-def own_pages(pid: int, mappings: Sequence[Mapping]) -> Iterator[tuple[Mapping, int, int]]:
-    """(mapping, address, bytes) of every run of pages that the image must carry, ascending."""
+def own_pages(
+    pid: int, mappings: Sequence[Mapping], guards: list[Range] | None = None
+) -> Iterator[tuple[Mapping, int, int]]:
+    """(mapping, address, bytes) of every run of pages that the image must carry, ascending.
+
+    `guards` is given the guard pages in private memory, found on the way.
+    """
     fd = pagemap.open(pid)
     try:
         for places in _neighbours(mappings, private):
             # Of the pages that no file has private memory consists, and so one look is enough for what is a file's and what is not.
             # Which they are is written in each page's own structure: where there is no file, five times as long for nothing.
             files = any(has_file(mapping) for mapping in places)
-            yield from _within(places, pagemap.present_runs(fd, places[0].start, places[-1].end, file_backed_private=files))
+            found: list[tuple[int, int]] | None = None if guards is None else []
+            start, end = places[0].start, places[-1].end
+            yield from _within(places, pagemap.present_runs(fd, start, end, file_backed_private=files, guards=found))
+            if guards is not None and found:
+                guards += _ranges(places, found)
     finally:
         os.close(fd)
 
