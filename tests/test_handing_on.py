@@ -16,7 +16,7 @@ import torpor
 from tests.settings import SRC
 from torpor.arch import of_program
 from torpor.linux import procfs
-from torpor.tasks.remote import find_padding
+from torpor.tasks.places import find_padding
 from torpor.tasks.retry import slots_at
 from torpor.tasks.task import Process
 

@@ -26,7 +26,8 @@ from torpor.objects.files.terminals import Terminal
 from torpor.objects.nodes import NAMED
 from torpor.objects.plan import ProcessPlan, sessions
 from torpor.tasks import resume, sleeping, spawn
-from torpor.tasks.remote import Remote, find_padding, take_code_away
+from torpor.tasks.places import find_padding, take_code_away
+from torpor.tasks.remote import Remote
 from torpor.tasks.retry import Slots
 from torpor.tasks.spawn import STUB_LENGTH, Stub
 
@@ -530,7 +531,7 @@ def _forked(process: ProcessPlan) -> bool:
 
 
 class _Place:
-    """A mapping of the image, as tasks.remote wants to see it."""
+    """A mapping of the image, as tasks.places wants to see it."""
 
     __slots__ = ("end", "flags", "path", "start")
 

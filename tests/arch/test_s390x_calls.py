@@ -25,7 +25,7 @@ from torpor.arch.s390x.rules import NONE, PSW_SPACE, PSW_WIDTH
 from torpor.errors import Unsupported
 from torpor.linux import ptrace
 from torpor.tasks import freeze
-from torpor.tasks.remote import Busy
+from torpor.tasks.places import Busy
 
 KIND = KINDS[0]
 SVC, SP = 0x100_0100, 0x3FF_FFFF_0000

@@ -158,6 +158,17 @@ say(at=at)
         pytest.skip("nothing was swapped out: no swap here (the run was right all the same)")
 
 
+def _where_guards_are_told(child: Child, way: str) -> int:
+    """The address at which a child has made guard pages."""
+    if not child.facts["made"]:
+        pytest.skip("no MADV_GUARD_INSTALL before Linux 6.13")
+    pagemap.has_scan()
+    if not pagemap._guard_category and way == "scan":
+        pytest.skip("Linux 6.13 and 6.14 do not tell guard pages from swapped ones")
+    at: int = child.facts["at"]
+    return at
+
+
 def test_guard_pages(start: Start, opened: Callable[[int], int], way: str) -> None:
     child = start(f"""
 at = libc.mmap(None, 64 * {PAGE}, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
@@ -166,12 +177,7 @@ ctypes.memset(at, 1, 64 * {PAGE})
 made = not libc.madvise(at + 10 * {PAGE}, 3 * {PAGE}, {MADV_GUARD_INSTALL})
 say(at=at, made=made)
 """)
-    at = child.facts["at"]
-    if not child.facts["made"]:
-        pytest.skip("no MADV_GUARD_INSTALL before Linux 6.13")
-    pagemap.has_scan()
-    if not pagemap._guard_category and way == "scan":
-        pytest.skip("Linux 6.13 and 6.14 do not tell guard pages from swapped ones")
+    at = _where_guards_are_told(child, way)
     fd = opened(child.pid)
     own = [page for page in range(64) if page not in (10, 11, 12)]
     assert list(pagemap.present_runs(fd, at, at + 64 * PAGE)) == runs(own, at)
@@ -191,12 +197,7 @@ made = all(not libc.madvise(at + page * {PAGE}, {PAGE}, {MADV_GUARD_INSTALL}) fo
 made = made and not libc.madvise(at + 2400 * {PAGE}, 600 * {PAGE}, {MADV_GUARD_INSTALL})
 say(at=at, made=made)
 """)
-    at = child.facts["at"]
-    if not child.facts["made"]:
-        pytest.skip("no MADV_GUARD_INSTALL before Linux 6.13")
-    pagemap.has_scan()
-    if not pagemap._guard_category and way == "scan":
-        pytest.skip("Linux 6.13 and 6.14 do not tell guard pages from swapped ones")
+    at = _where_guards_are_told(child, way)
     fd = opened(child.pid)
     for low, high in ((0, 3000), (1, 2999), (2, 1500)):
         guards: list[tuple[int, int]] = []

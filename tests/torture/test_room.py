@@ -22,7 +22,7 @@ import os, sys
 import torpor
 from torpor import arch
 from torpor.linux import procfs
-from torpor.tasks import remote
+from torpor.tasks import places
 from torpor.tasks.task import Process
 
 pid, image = int(sys.argv[1]), sys.argv[2]
@@ -30,9 +30,9 @@ kind = arch.of_program(pid)
 vdso = next(mapping for mapping in procfs.maps(pid) if mapping.path == "[vdso]")
 process = Process(pid, pid)
 process.arch = kind
-headers = vdso.start + remote._headers_end(process, vdso.start, os.pread(process.mem, 64, vdso.start))
+headers = vdso.start + places._headers_end(process, vdso.start, os.pread(process.mem, 64, vdso.start))
 type(kind).slot_count = (vdso.end - headers - len(kind.code)) // kind.slot_size + 1
-place = remote.find_padding(process, [vdso])
+place = places.find_padding(process, [vdso])
 assert vdso.start < place < headers, (vdso.start, place, headers)
 there = os.pread(process.mem, len(kind.code), place)
 for _ in range(3):

@@ -211,9 +211,9 @@ class Arch(Waits):
     rewinds = False
     """Whether the kernel moves the registers of an interrupted call back before the stop, and forgets why (`looked_at`)."""
     code_in, code_offset = "[vdso]", 0
-    """The mapping of the kernel's in which torpor's code lies (tasks/remote.py), and where: 0 means behind its section headers."""
+    """The mapping of the kernel's in which torpor's code lies (tasks/places.py), and where: 0 means behind its section headers."""
     code_behind_segments = False
-    """Whether torpor's code may lie where the vdso's loaded segment ends, over what only a debugger reads (tasks/remote.py)."""
+    """Whether torpor's code may lie where the vdso's loaded segment ends, over what only a debugger reads (tasks/places.py)."""
     requestable = 0
     """Register components that a process has only after asking for them, a bit each ..."""
 

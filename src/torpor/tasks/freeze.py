@@ -20,7 +20,7 @@ from torpor.linux import procfs, ptrace, sched
 from torpor.linux.signals import Changes
 from torpor.tasks import interrupted
 from torpor.tasks.phase import FROZEN, NONE, STOPPING, THAWED, enter_phase
-from torpor.tasks.remote import Busy, find_padding
+from torpor.tasks.places import Busy, find_padding
 from torpor.tasks.task import Process, Thread
 
 TYPE_CHECKING = False
@@ -129,7 +129,7 @@ class FrozenProcess(Process):
     vdso: range
     """Where its vdso lies, without torpor's code; empty if it has none."""
     mappings: list[Mapping]
-    """What is mapped while it stands still, as procfs.maps says (tasks.remote.make_place)."""
+    """What is mapped while it stands still, as procfs.maps says (tasks.places.make_place)."""
     hole: int
     """Where nothing is mapped, and torpor's work area can be (the same)."""
 

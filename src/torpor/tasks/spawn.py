@@ -11,7 +11,8 @@ import struct
 
 from torpor.linux import clone, memory, ptrace
 from torpor.linux.libc import PAGE
-from torpor.tasks.remote import WORK_LENGTH, Remote
+from torpor.tasks.places import WORK_LENGTH
+from torpor.tasks.remote import Remote
 from torpor.tasks.task import Process, Thread
 
 TYPE_CHECKING = False

@@ -7,7 +7,7 @@ import time
 from torpor.errors import NoPermission, Obstacle, TorporError
 from torpor.tasks import sleeping
 from torpor.tasks.freeze import freeze
-from torpor.tasks.remote import Busy, make_place
+from torpor.tasks.places import Busy, make_place
 from torpor.tasks.sleeping import Waits
 
 TYPE_CHECKING = False
