@@ -21,9 +21,11 @@ from torpor.tasks.retry import slots_at
 from torpor.tasks.task import Process
 
 # Four threads count, with a pause between, each in its own word of a file; the first one waits for a signal that nobody sends.
+# Every other thread has all signals blocked, so that one which is sent to it remains.
 PROGRAM = """
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -32,6 +34,10 @@ static volatile int *counts;
 static void *count(void *which)
 {
     struct timespec some = {0, 1000000};
+    sigset_t all;
+    sigfillset(&all);
+    if ((long)which % 2 && pthread_sigmask(SIG_BLOCK, &all, NULL))
+        abort();
     for (;;) {
         for (volatile int i = 0; i < 100000; i++)
             ;
@@ -141,6 +147,12 @@ def _places(pid: int) -> list[tuple[int, int, str, str]]:
     return [(mapping.start, mapping.end, mapping.perms, mapping.path) for mapping in procfs.maps(pid)]
 
 
+def _signals(pid: int) -> list[tuple[int, int, int]]:
+    """Of each thread which signals are pending, and which blocked."""
+    found = [(tid, procfs.status(pid, tid)) for tid in procfs.threads(pid)]
+    return [(tid, status.pending | status.shd_pending, status.blocked) for tid, status in found]
+
+
 @pytest.mark.usefixtures("torpor_runs")
 @pytest.mark.parametrize("which", [1, 2, 4])
 def test_torpor_is_killed_while_threads_hand_on(program: Running, tmp_path: Path, which: int) -> None:
@@ -149,14 +161,16 @@ def test_torpor_is_killed_while_threads_hand_on(program: Running, tmp_path: Path
     assert whole.returncode == 0
     handed, steps = map(int, whole.stdout.split())
     assert handed == 4  # five threads
-    assert steps >= 6
+    assert steps >= 8
     image.unlink()
-    places = _places(program.pid)
+    places, signals = _places(program.pid), _signals(program.pid)
+    assert {pending for _, pending, _ in signals} == {0}
     for step in range(1, steps + 1):
         for after in (False, True):
             assert _checkpoint(program, image, which, step, after).returncode == -signal.SIGKILL
             program.goes_on()
             assert _places(program.pid) == places, f"step {step}, {'after' if after else 'before'} it"
+            assert _signals(program.pid) == signals, f"step {step}, {'after' if after else 'before'} it"
             assert not image.exists()
     assert _vdso(program.pid) != vdso  # what the last one has left, which is gone after one that is not killed
     torpor.checkpoint(program.pid, image)

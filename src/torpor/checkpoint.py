@@ -290,7 +290,7 @@ class _Checkpoint:
         """The processes whose address spaces will begin as forks of their parents'."""
         self.copies: dict[int, snapshot.Copy] = {}
         self.unguarded: dict[int, memory_objects.Mm] = {}
-        """The address spaces whose guard pages will be seen in their copies as well: to look for them takes 1 ms per GiB."""
+        """The address spaces whose guard pages are still to be seen, with their pages or in their copies."""
         self.unfinished: list[tuple[memory_objects.Mm, Sequence[MappedRange], list[int]]] = []
         """The address spaces whose mappings, with the files under them, are still to become records, before those are packed."""
         self.writer.before_packing = self.finish_records
@@ -418,7 +418,7 @@ class _Checkpoint:
             self.pages[process.pid] = self.all_pages[process.pid] = self.own_pages(process.pid)
             self.find_heritage(process, space)
         elif self.sizes[process.pid] >= WORTH_A_COPY:
-            space.guards = memory_objects.guards(process.pid, [mapping for mapping in mappings if _uncopied(mapping)])
+            space.guards = memory_objects.guards(process.pid, mappings, _uncopied)
         self.unfinished.append((space, mappings, files))
         record.mm = saving.add(space, ("mm", process.pid))
         record.handlers = saving.add(signals.Handlers(id=saving.new_id(), actions=mine.actions))
@@ -587,10 +587,10 @@ class _Checkpoint:
         for pid in list(self.unguarded if pids is None else pids):
             space, mappings = self.unguarded.pop(pid), self.mappings[pid]
             if pid in self.copies:
-                found = memory_objects.guards(self.copies[pid].pid, [mapping for mapping in mappings if not _uncopied(mapping)])
+                found = memory_objects.guards(self.copies[pid].pid, mappings, lambda mapping: not _uncopied(mapping))
                 space.guards = sorted([*space.guards, *found], key=_start)
             else:
-                space.guards = memory_objects.guards(pid, mappings)
+                space.guards = memory_objects.guards(pid, mappings, _any)
 
     def against_copies(self) -> str:
         """What speaks against copies of memory, in words; nothing, as a rule."""
@@ -658,7 +658,6 @@ class _Checkpoint:
             return list(memory_objects.own_pages(source.pid, [mapping for mapping in self.mappings[pid] if wanted(mapping)]))
         return [run for run in runs if wanted(run[0])]
 
-
     def own_pages(self, pid: int) -> list[PageRun]:
         """All pages of a process that stands still. Its guard pages are noted on the way, if they have not been."""
         mappings = self.mappings[pid]
@@ -666,7 +665,7 @@ class _Checkpoint:
             return list(memory_objects.own_pages(pid, mappings))
         found: list[memory_objects.Range] = []
         runs = list(memory_objects.own_pages(pid, mappings, found))
-        found += memory_objects.guards(pid, [mapping for mapping in mappings if mapping.shared])
+        found += memory_objects.guards(pid, mappings, lambda mapping: mapping.shared)
         self.unguarded.pop(pid).guards = sorted(found, key=_start)
         return runs
 

@@ -214,6 +214,8 @@ class Arch(Waits):
     """The mapping of the kernel's in which torpor's code lies (tasks/places.py), and where: 0 means behind its section headers."""
     code_behind_segments = False
     """Whether torpor's code may lie where the vdso's loaded segment ends, over what only a debugger reads (tasks/places.py)."""
+    code_twice = False
+    """Whether it may lie there a second time, so that threads hand the work area on (Remote.take_over)."""
     requestable = 0
     """Register components that a process has only after asking for them, a bit each ..."""
 

@@ -444,7 +444,7 @@ _STATUS: dict[str, tuple[bytes, Callable[[bytes], object], bytes | None]] = {
 class Status:
     """/proc/PID/status (proc_pid_status(5)). Signal sets have bit n-1 for signal n, capability sets bit n for number n.
 
-    Fields that a zombie or an older kernel does not show are 0, `umask` is -1. The ns_* lists begin with the number
+    Fields that an older kernel does not show are 0, `umask` of a zombie is -1. The ns_* lists begin with the number
     in the pid namespace of this /proc and end with the one in the task's own. What is seen is of one moment; each field is made of
     its line when it is asked for, for a program may have hundreds of tasks.
     """

@@ -271,12 +271,15 @@ def records(mappings: Sequence[Mapping], files: Sequence[int]) -> list[MappingRe
     return found
 
 
-def guards(pid: int, mappings: Sequence[Mapping]) -> list[Range]:
-    """The guard pages of a process in these mappings, ascending. They are in anonymous memory, and in files since 6.15."""
+def guards(pid: int, mappings: Sequence[Mapping], wanted: Callable[[Mapping], bool]) -> list[Range]:
+    """The guard pages of a process in the `wanted` ones of its mappings, ascending.
+
+    They are in anonymous memory, and in files since 6.15.
+    """
     if not pagemap.has_scan():
         return []  # a kernel older than guard pages
     found: list[Range] = []
-    if groups := list(_neighbours(mappings, lambda m: not of_kernel(m) and ("gu" in m.flags or m.writable))):
+    if groups := list(_neighbours(mappings, lambda m: wanted(m) and not of_kernel(m))):
         fd = pagemap.open(pid)
         try:
             for places in groups:
@@ -314,7 +317,8 @@ def own_pages(
             # Of the pages that no file has private memory consists, and so one look is enough for what is a file's and what is not.
             # Which they are is written in each page's own structure: where there is no file, five times as long for nothing.
             files = any(has_file(mapping) for mapping in places)
-            found: list[tuple[int, int]] | None = None if guards is None else []
+            # A kernel older than guard pages would be asked for nothing, at length.
+            found: list[tuple[int, int]] | None = None if guards is None or not pagemap.has_scan() else []
             start, end = places[0].start, places[-1].end
             yield from _within(places, pagemap.present_runs(fd, start, end, file_backed_private=files, guards=found))
             if guards is not None and found:

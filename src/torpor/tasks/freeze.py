@@ -123,11 +123,11 @@ class FrozenProcess(Process):
     padding: int
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
     second: int
-    """Where it can lie once more at the same time; 0 if nowhere, or if one thread is all there is (the same)."""
+    """Where it can lie once more at the same time; 0 if nowhere, or if there is no need to know (the same)."""
     under_second: bytes
     """What the kernel has put there."""
     vdso: range
-    """Where its vdso lies, without torpor's code; empty if it has none."""
+    """Where its vdso lies, up to torpor's code; empty if it has none."""
     mappings: list[Mapping]
     """What is mapped while it stands still, as procfs.maps says (tasks.places.make_place)."""
     hole: int

@@ -129,13 +129,15 @@ def being_left(process: FrozenProcess) -> bool:
 
     Either its instruction pointer is there, or a signal handler interrupted it there and will return to it.
     """
-    a, start = process.arch, process.second or process.padding
-    if any(start <= thread.regs[a.ip] < process.padding + len(a.code) for thread in process.threads):
+    a, code_end = process.arch, process.padding + len(process.arch.code)
+    if any((process.second or process.padding) <= thread.regs[a.ip] < code_end for thread in process.threads):
         return True
     _, end = slots_at(process, process.padding)
     there = os.pread(process.mem, end - process.padding, process.padding)
     if not there.strip(b"\0") or (a.code_offset and there == _former(process, process.padding, end - process.padding)):
         return False
+    # Where there is none of our code in the first place, there is none in the second (Remotes).
+    start = process.second if process.second and there[: len(a.code)].strip(b"\0") else process.padding
     for thread in process.threads:
         try:
             stack = os.pread(process.mem, 16384, thread.regs[a.sp] - 128)
@@ -154,7 +156,7 @@ def find_second(process: Process, padding: int) -> int:
     """
     arch = process.arch
     second, at = padding - (len(arch.code) + 15 & ~15), arch.code.symbols["v_length"]
-    if not arch.code_behind_segments or arch.word != WORD or (second + at) // PAGE != (padding + at) // PAGE:
+    if not arch.code_twice or arch.word != WORD or (second + at) // PAGE != (padding + at) // PAGE:
         return 0
     start = padding & -PAGE
     while (head := process.read(start, 64))[:4] != b"\x7fELF":

@@ -172,13 +172,15 @@ class Remote:
         """Have the work area of another thread of the process, whose code lies elsewhere in the page; that one is itself again.
 
         Whenever torpor dies, one of the two unmaps it, and the other one does not touch it any more: this thread comes in where
-        it has nothing left to do but to heal, and then one write into one page makes it the one that unmaps.
+        it has nothing to do but to heal, and then one write into one page makes it the one that unmaps.
         """
         self._unmaps = 0
         self.prepare()
         self._keep()
         enter_phase(INJECTING)
-        self._start("finish")
+        # At `entry` signals are blocked first of all, where they are not yet; nothing is mapped, for the length is none.
+        self._start("entry")
+        self._go_to("finish")
         process, at = self.thread.process, self.arch.code.symbols["v_length"]
         own, other = self.code_at + at, before.code_at + at
         low, width = min(own, other), self.arch.code.variables["v_length"]
@@ -188,6 +190,7 @@ class Remote:
         process.write(low, bytes(both))
         self._unmaps, before._unmaps = WORK_LENGTH, 0
         self.mapped, before.mapped = True, False
+        before._go_to("entry")
         before.cure()
         enter_phase(INJECTING)
 
@@ -380,9 +383,13 @@ class Remote:
 
     def _start(self, symbol: str) -> None:
         """Point the thread at `symbol`: this is the one commit point, and the mask comes after it, never before."""
-        a, tid = self.arch, self.thread.tid
-        a.registers.write_general(tid, a.entered(self._base, self.code_at + a.code.symbols[symbol]))
-        ptrace.set_signal_mask(tid, self._block)
+        self._go_to(symbol)
+        ptrace.set_signal_mask(self.thread.tid, self._block)
+
+    def _go_to(self, symbol: str) -> None:
+        """Point the thread at `symbol`."""
+        a = self.arch
+        a.registers.write_general(self.thread.tid, a.entered(self._base, self.code_at + a.code.symbols[symbol]))
 
     def resume(self) -> None:
         """Let the code run to its next notification."""
@@ -452,19 +459,21 @@ class Remotes:
     def __init__(self, process: FrozenProcess, tree: FrozenTree) -> None:
         self._process, self._tree = process, tree
         self._now: Remote | None = None
+        self._failed = False
+        """Whether a thread may not have its own registers back."""
 
     def __enter__(self) -> Remotes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._cure()
+        if self._failed:
+            return  # they heal by themselves, and the next checkpoint finds what they leave
         process = self._process
-        try:
-            self._cure()
-        finally:
-            # The second place first: where there is none of our code in the first, there is none in the second.
-            if process.second:
-                os.pwrite(process.mem, process.under_second, process.second)
-            take_code_away(process, process.padding)
+        # The second place first: where there is none of our code in the first, there is none in the second.
+        if process.second:
+            os.pwrite(process.mem, process.under_second, process.second)
+        take_code_away(process, process.padding)
 
     def of(self, thread: FrozenThread) -> Remote:
         """One of the threads, ready to make calls; the one before it is itself again. Raises Unsupported."""
@@ -473,14 +482,19 @@ class Remotes:
         if before and before.code_at == place and process.second:
             place = process.second
         remote = Remote(thread, place, process.hole, signal=quiet_signal(thread.status))
-        if before and process.second and before.signal and remote.signal:
-            remote.take_over(before)
-            self._now = remote
-            self._note(before)
-        else:
-            self._cure()
-            remote.infect()
-            self._now = remote
+        try:
+            if before and process.second and before.signal and remote.signal:
+                remote.take_over(before)
+                self._note(before)
+            else:
+                self._cure()
+                remote.infect()
+        except Unsupported:
+            raise
+        except BaseException:
+            self._failed = True
+            raise
+        self._now = remote
         return remote
 
     def _cure(self) -> None:

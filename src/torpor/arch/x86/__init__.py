@@ -76,7 +76,7 @@ class X86(Arch):
     flags = "eflags"
     epoll_event = "=IQ"  # EPOLL_PACKED
     kept_flags = _KEPT_FLAGS
-    code_behind_segments = True
+    code_behind_segments = code_twice = True
     header = staticmethod(cpu.header)
     header_record = cpu.X86Header
 
