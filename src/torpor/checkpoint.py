@@ -29,7 +29,6 @@ from torpor.objects.saving import Saving
 from torpor.pages import READ_AHEAD, TWO_THREADS, PageWriter
 from torpor.tasks import snapshot
 from torpor.tasks.remote import Remotes
-from torpor.tasks.sleeping import Waits
 from torpor.tasks.stopping import Brief, frozen
 
 TYPE_CHECKING = False
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from torpor.pages import PageRun, Progress
     from torpor.parent import Parent
     from torpor.tasks.freeze import FrozenProcess, FrozenThread, FrozenTree
-    from torpor.tasks.sleeping import Nap
+    from torpor.tasks.stopping import Stop
     from torpor.tasks.task import Process
     from torpor.tasks.tracking import Tracking
 
@@ -150,12 +149,14 @@ def _checkpoint(
 
 def _stop_and_save(pid: int, kill: bool, absent: Mapping[int, int], work: _Work) -> str:
     """The stop, and what follows it. Returns why the program had to stand still so long, or ""."""
-    naps, tree = frozen(pid, absent, work.mappings)
-    with tree, _Checkpoint(tree, naps, absent, work) as run:
+    stop = frozen(pid, absent, work.mappings, lambda pid: work.here.clock_offsets(pid)[0])
+    with stop.tree as tree, _Checkpoint(stop, absent, work) as run:
         try:
-            run.describe()
-            run.save_memory(kill)
-            run.shorten_waits()
+            try:
+                run.describe()
+                run.save_memory(kill)
+            finally:
+                stop.shorten_waits()
         except Exception as error:
             _refuse_the_dead(tree, error)
             raise
@@ -269,9 +270,8 @@ class _Here:
 class _Checkpoint:
     """One run: the frozen tree, the writer, and what has been written so far."""
 
-    def __init__(self, tree: FrozenTree, naps: dict[int, Nap], absent: Mapping[int, int], work: _Work) -> None:
-        self.stopped = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        self.tree, self.naps, self.absent = tree, naps, absent
+    def __init__(self, stop: Stop, absent: Mapping[int, int], work: _Work) -> None:
+        self.tree, self.stopped, self.waits, self.absent = stop.tree, stop.since, stop.waits, absent
         self.mappings, self.here, self.saving = work.mappings, work.here, work.saving
         self.writer, self.page_writer, self.work = work.saving.writer, work.pages, work
         self.descriptors: dict[int, list[Seen]] = {}
@@ -353,7 +353,7 @@ class _Checkpoint:
 
     def question(self, process: FrozenProcess) -> _Told:
         """Let every thread of a process tell what only it can tell."""
-        told = _Told(Waits(process, self.naps, self.stopped, self.here.clock_offsets(process.pid)[0]))
+        told = _Told()
         with Remotes(process, self.tree) as remotes:
             for thread in process.threads:
                 # Before our calls: they use none but the general ones, which are known already, but there is no need to rely on it.
@@ -367,7 +367,6 @@ class _Checkpoint:
                     process.restarting = signals.restarting(told.actions)
                 else:
                     (told.threads[thread.tid],) = asking.ask(remote, threads.ask(remote))
-        told.waits.note()
         return told
 
     def write_descriptors(self) -> None:
@@ -433,11 +432,6 @@ class _Checkpoint:
         for thread in process.threads:
             self.write_thread(thread, number, mine)
 
-    def shorten_waits(self) -> None:
-        """Let the waits that our stop has ended go on with the rest of their time."""
-        for process in self.tree.alive():
-            self.told[process.pid].waits.shorten()
-
     def find_heritage(self, process: FrozenProcess, space: memory_objects.Mm) -> None:
         """Leave out the pages that a child shares with its parent since fork."""
         parent = process.parent
@@ -484,7 +478,7 @@ class _Checkpoint:
         """A thread; its record and those of its registers follow (`write_threads`)."""
         # Of its general registers those count that the thread will go on with.
         captured = threads.Captured(thread, told.threads[thread.tid], told.registers[thread.tid])
-        self.captured.append((captured, process, told.waits.left[thread.tid]))
+        self.captured.append((captured, process, self.waits[thread.process.pid].left[thread.tid]))
         if len(self.captured) == CAPTURED:
             self.write_threads()
 
@@ -675,8 +669,7 @@ class _Told:
 
     inside: processes.Inside
 
-    def __init__(self, waits: Waits) -> None:
-        self.waits = waits
+    def __init__(self) -> None:
         self.threads: dict[int, threads.Inside] = {}
         self.registers: dict[int, object] = {}
         self.actions: list[signals.Action] = []

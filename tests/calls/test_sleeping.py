@@ -8,12 +8,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.calls.program import check, outcome
 from tests.torture.harness import compile_program
-from torpor import checkpoint, restart
+from torpor import checkpoint, preflight, restart
+from torpor.errors import Obstacle, TorporError
 from torpor.linux import memory, procfs
 from torpor.tasks import sleeping
 from torpor.tasks.freeze import freeze
@@ -133,5 +135,37 @@ def test_stopped_again_before_it_has_come_to_its_call(tmp_path: Path, bits: int,
         os.sched_setaffinity(0, before)
         waiter.kill()
         waiter.wait()
+    check(name, ended)
+    assert 2.99 <= ended.monotonic < 3.6, "begun anew, it would have lasted 5 s"
+
+
+@pytest.mark.parametrize("how", ["not recognised", "refused"])
+@pytest.mark.parametrize("name", ["epoll_wait", "semtimedop"])
+def test_a_stop_that_comes_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str) -> None:
+    """A wait that any stop ends goes on with the rest of its time, too, when the program is stopped in vain."""
+    out = tmp_path / "out"
+    waiter = subprocess.Popen([compile_program("calls", 64, tmp_path), name, "3", str(out)], stdin=subprocess.DEVNULL)
+    try:
+        time.sleep(2)
+        if how == "refused":
+            monkeypatch.setattr(preflight, "frozen", lambda *_: [Obstacle("test", "it is refused")])
+            for _ in range(3):
+                with pytest.raises(TorporError, match="it is refused"):
+                    checkpoint(waiter.pid, os.devnull)
+        else:
+            recognised, tries = sleeping.recognised, [3]
+
+            def not_yet(*arguments: Any) -> bool:
+                tries[0] -= 1
+                return recognised(*arguments) and tries[0] < 0
+
+            monkeypatch.setattr(sleeping, "recognised", not_yet)
+            checkpoint(waiter.pid, os.devnull)
+            assert tries[0] == -1
+        assert waiter.wait(10) == 0
+    finally:
+        waiter.kill()
+        waiter.wait()
+    ended = outcome(out.read_text().splitlines()[1])
     check(name, ended)
     assert 2.99 <= ended.monotonic < 3.6, "begun anew, it would have lasted 5 s"

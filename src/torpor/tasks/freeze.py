@@ -114,14 +114,16 @@ class FrozenThread(Thread):
 class FrozenProcess(Process):
     """A process whose threads are all stopped, or a zombie (no threads)."""
 
-    __slots__ = ("hole", "mappings", "padding", "parent", "restarting", "second", "stat", "status", "threads", "under_second",
-                 "vdso")  # fmt: skip
+    __slots__ = ("disturbed", "hole", "mappings", "padding", "parent", "restarting", "second", "stat", "status", "threads",
+                 "under_second", "vdso")  # fmt: skip
 
     status: Status
     restarting: int | None
     """The signals whose handlers have SA_RESTART, bit n-1 for signal n; None until the process has been asked."""
     padding: int
     """Where torpor's code can lie: the padding of its vdso; 0 if it has none."""
+    disturbed: bool
+    """Whether one of its threads may not have its own registers: it is let go as it is, and heals by itself (tasks/remote.py)."""
     second: int
     """Where it can lie once more at the same time; 0 if nowhere, or if there is no need to know (the same)."""
     under_second: bytes
@@ -137,6 +139,7 @@ class FrozenProcess(Process):
         super().__init__(pid, 0)
         self.parent = parent
         self.restarting = None
+        self.disturbed = False
         self.second, self.under_second = 0, b""
         self.stat = procfs.stat(pid)
         self.threads: list[FrozenThread] = []

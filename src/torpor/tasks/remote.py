@@ -459,17 +459,15 @@ class Remotes:
     def __init__(self, process: FrozenProcess, tree: FrozenTree) -> None:
         self._process, self._tree = process, tree
         self._now: Remote | None = None
-        self._failed = False
-        """Whether a thread may not have its own registers back."""
 
     def __enter__(self) -> Remotes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._cure()
-        if self._failed:
-            return  # they heal by themselves, and the next checkpoint finds what they leave
         process = self._process
+        if process.disturbed:
+            return  # its threads heal by themselves, and the next checkpoint finds what they leave
         # The second place first: where there is none of our code in the first, there is none in the second.
         if process.second:
             os.pwrite(process.mem, process.under_second, process.second)
@@ -492,7 +490,7 @@ class Remotes:
         except Unsupported:
             raise
         except BaseException:
-            self._failed = True
+            process.disturbed = True
             raise
         self._now = remote
         return remote

@@ -22,11 +22,26 @@ PATIENCE = 5.0
 """Seconds to wait for threads that are still leaving the calls of a torpor that was killed."""
 
 
-def frozen(pid: int, absent: Mapping[int, int], pids: Collection[int]) -> tuple[dict[int, Nap], FrozenTree]:
-    """The frozen tree of the process `pid`, and how its threads were sleeping just before (`pids`: all processes of it).
+class Stop:
+    """A stopped tree, since when it stands still (CLOCK_MONOTONIC, ns), and what its processes were waiting for, by their ids."""
+
+    def __init__(self, tree: FrozenTree, naps: dict[int, Nap], clock_offset: Callable[[int], int]) -> None:
+        self.tree, self.since = tree, time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self.waits = {each.pid: Waits(each, naps, self.since, clock_offset(each.pid)) for each in tree.alive()}
+
+    def shorten_waits(self) -> None:
+        """Let the waits that the stop has ended go on with the rest of their time, and leave notes of them for the next one."""
+        for waits in self.waits.values():
+            if not waits.process.disturbed:
+                waits.note()
+                waits.shorten()
+
+
+def frozen(pid: int, absent: Mapping[int, int], pids: Collection[int], clock_offset: Callable[[int], int]) -> Stop:
+    """The process `pid` and its descendants but those `absent`, stopped. `pids`: all processes of the tree, just before.
 
     Tries again while a thread is leaving the code of a torpor that was killed, or was not seen in the call it was stopped in.
-    Raises TorporError, NoPermission.
+    `clock_offset`: how far a process's CLOCK_MONOTONIC is ahead of ours, ns. Raises TorporError, NoPermission.
     """
     patience = time.monotonic() + PATIENCE
     while True:
@@ -42,9 +57,15 @@ def frozen(pid: int, absent: Mapping[int, int], pids: Collection[int]) -> tuple[
                 raise TorporError(Obstacle("process", "it has ended", pid=pid))
             for process in tree.alive():
                 make_place(process)
-            if sleeping.recognised(tree.threads(), naps) or time.monotonic() > patience:
-                return naps, tree
+            recognised = sleeping.recognised(tree.threads(), naps)
+            stop = Stop(tree, naps, clock_offset)
+            if recognised or time.monotonic() > patience:
+                return stop
+            stop.shorten_waits()
             tree.thaw()
+        except (FileNotFoundError, ProcessLookupError) as error:
+            tree.thaw()
+            raise TorporError(Obstacle("process", "it was killed while it was being stopped", pid=pid)) from error
         except Busy:
             tree.thaw()
             if time.monotonic() > patience:
@@ -61,23 +82,15 @@ class Brief:
     def __init__(
         self, pid: int, absent: Mapping[int, int], pids: Collection[int], clock_offset: Callable[[int], int]
     ) -> None:
-        """`clock_offset`: how far a process's CLOCK_MONOTONIC is ahead of ours, ns. The rest is as for `frozen`."""
+        """The arguments are those of `frozen`."""
         self._pid, self._absent, self._pids, self._clock_offset = pid, absent, pids, clock_offset
 
     def __enter__(self) -> FrozenTree:
-        naps, self._tree = frozen(self._pid, self._absent, self._pids)
-        try:
-            stopped = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            self._waits = [Waits(each, naps, stopped, self._clock_offset(each.pid)) for each in self._tree.alive()]
-        except BaseException:
-            self._tree.thaw()
-            raise
-        return self._tree
+        self._stop = frozen(self._pid, self._absent, self._pids, self._clock_offset)
+        return self._stop.tree
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            for waits in self._waits:
-                waits.note()
-                waits.shorten()
+            self._stop.shorten_waits()
         finally:
-            self._tree.thaw()
+            self._stop.tree.thaw()
