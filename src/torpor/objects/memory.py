@@ -108,7 +108,7 @@ class Mm(Record, type=0x0400):
 
 def special(mapping: Mapping) -> bool:
     """Whether a mapping is made by the kernel at execve: vdso, vvar and their like, and ARM's trampolines for signal handlers."""
-    return mapping.path[:1] == "[" and mapping.path.startswith(("[v", "[sigpage]")) and not ignored(mapping)
+    return mapping.path.startswith(("[v", "[sigpage]")) and not ignored(mapping)
 
 
 def ignored(mapping: Mapping) -> bool:

@@ -86,6 +86,14 @@ def take_code_away(process: Process, padding: int) -> None:
     os.pwrite(process.mem, _former(process, padding, len(process.arch.code)), padding)
 
 
+def _vdso_before(process: Process, padding: int) -> tuple[int, bytes]:
+    """Where the vdso begins in which the padding lies, and its ELF header: 64 bytes, or fewer when the process has been killed."""
+    start = padding & -PAGE
+    while len(head := os.pread(process.mem, 64, start)) == 64 and head[:4] != b"\x7fELF":
+        start -= PAGE
+    return start, head
+
+
 def _former(process: Process, padding: int, length: int) -> bytes:
     """What the kernel had put where torpor's code lies.
 
@@ -96,12 +104,8 @@ def _former(process: Process, padding: int, length: int) -> bytes:
         return (os.pread(process.mem, 4, padding - 4) * (length // 4 + 1))[:length]
     if not process.arch.code_behind_segments:
         return bytes(length)
-    start = padding & -PAGE
-    while (head := os.pread(process.mem, 64, start))[:4] != b"\x7fELF":
-        if len(head) < 64:  # it has been killed
-            return bytes(length)
-        start -= PAGE
-    if padding - start >= _headers_end(process, start, head):
+    start, head = _vdso_before(process, padding)
+    if len(head) < 64 or padding - start >= _headers_end(process, start, head):
         return bytes(length)
     own = next((mapping for mapping in procfs.maps(os.getpid()) if mapping.path == "[vdso]"), None)
     there = ctypes.string_at(own.start, own.end - own.start) if own else b""
@@ -124,17 +128,16 @@ def find_hole(mappings: Sequence[Mapping], length: int, limit: int) -> int:
     raise Unsupported(Obstacle("address space", "there is no room for 64 KiB of work space in it"))
 
 
-def being_left(process: FrozenProcess) -> bool:
-    """Whether a thread is still inside code that a killed torpor left in the padding, or in a slot.
+def being_left(process: FrozenProcess, there: bytes) -> bool:
+    """Whether a thread is still inside code that a killed torpor left in the padding, or in a slot. `there`: what they hold.
 
     Either its instruction pointer is there, or a signal handler interrupted it there and will return to it.
     """
     a, code_end = process.arch, process.padding + len(process.arch.code)
     if any((process.second or process.padding) <= thread.regs[a.ip] < code_end for thread in process.threads):
         return True
-    _, end = slots_at(process, process.padding)
-    there = os.pread(process.mem, end - process.padding, process.padding)
-    if not there.strip(b"\0") or (a.code_offset and there == _former(process, process.padding, end - process.padding)):
+    end = process.padding + len(there)
+    if not there.strip(b"\0") or (a.code_offset and there == _former(process, process.padding, len(there))):
         return False
     # Where there is none of our code in the first place, there is none in the second (Remotes).
     start = process.second if process.second and there[: len(a.code)].strip(b"\0") else process.padding
@@ -158,20 +161,19 @@ def find_second(process: Process, padding: int) -> int:
     second, at = padding - (len(arch.code) + 15 & ~15), arch.code.symbols["v_length"]
     if not arch.code_twice or arch.word != WORD or (second + at) // PAGE != (padding + at) // PAGE:
         return 0
-    start = padding & -PAGE
-    while (head := process.read(start, 64))[:4] != b"\x7fELF":
-        start -= PAGE
-    return second if start + _segments_end(process, start, head) <= second else 0
+    start, head = _vdso_before(process, padding)
+    return second if len(head) == 64 and start + _segments_end(process, start, head) <= second else 0
 
 
 def make_place(process: FrozenProcess) -> None:
     """Find out where in a frozen process code and work area can lie. Raises Unsupported; Busy while it is being left."""
     process.mappings = procfs.maps(process.pid)
     padding = process.padding = process.padding or find_padding(process, process.mappings)
-    length = len(process.arch.code)
-    left = os.pread(process.mem, length, padding).strip(b"\0")
+    length, (_, end) = len(process.arch.code), slots_at(process, padding)
+    there = os.pread(process.mem, end - padding, padding)
+    left = there[:length].strip(b"\0")
     process.second = find_second(process, padding) if left or len(process.threads) > 1 else 0
-    if being_left(process):
+    if being_left(process, there):
         raise Busy(Obstacle("process", "it is just leaving the calls of a torpor that was killed", "try again", pid=process.pid))
     if process.second:
         # What a killed torpor has left lies in the first place, too.

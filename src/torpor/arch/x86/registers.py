@@ -177,7 +177,7 @@ class X86Registers(Regsets):
         return [self.general_record(self.read_general(tid)), *self.decode(self.capture(tid))]
 
     def capture(self, tid: int) -> Captured:
-        """Take all but the general registers, undecoded: some 10 microseconds."""
+        """Take all but the general registers, undecoded: some 15 to 25 microseconds."""
         area = ptrace.get_regset(tid, self._area_note())
         return Captured(self._read_tls(tid), _read_debug(tid), area, _read_shadow_stack(tid))
 
